@@ -1,0 +1,1 @@
+"""What a network is: chains of named layers, one file per paper."""

@@ -4,9 +4,11 @@ Names are those of the published facts ("resnet50_optB_v1"), plus short ones for
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from cnnjax.errors import unknown
+from cnnjax.models import alexnet, lectures, lenet, surgery, zfnet
 from cnnjax.models.chain import Chain
 
 
@@ -17,9 +19,44 @@ class Entry(NamedTuple):
     input: tuple[int, int, int]
 
 
+def _alexnet_without(groups: int, *layers: str) -> Chain:
+    names = {"3": "conv3", "4": "conv4", "6": "fc6", "7": "fc7"}
+    return surgery.without(alexnet.alexnet(groups=groups), *(names[layer] for layer in layers))
+
+
 CATALOG: dict[str, Entry] = {
     # --- perceptrons, LeNet, the lectures' small networks ---
+    "lenet5_1998": Entry(lenet.lenet5_1998, (32, 32, 1)),
+    "lenet5_dense": Entry(lenet.lenet5, (32, 32, 1)),
+    "lenet5_dense_28pad2": Entry(partial(lenet.lenet5, pad=2), (28, 28, 1)),
+    "lenet5_cifar_rgb": Entry(lenet.lenet5, (32, 32, 3)),
+    "lenet_gtsrb": Entry(partial(lenet.lenet5, 43, act="relu"), (32, 32, 1)),
+    "lenet_gtsrb_rgb": Entry(partial(lenet.lenet5, 43, act="relu"), (32, 32, 3)),
+    "lenet_caffe": Entry(lenet.lenet_caffe, (28, 28, 1)),
+    "lenet_slim": Entry(lenet.lenet_slim, (28, 28, 1)),
+    "slides_mlp_784_500_500_10": Entry(partial(lectures.mlp, 500, 500), (28, 28, 1)),
+    "slides_tf_convnet": Entry(lectures.tf_convnet, (28, 28, 1)),
+    "slides_keras_cifar": Entry(lectures.keras_cifar, (32, 32, 3)),
+    "slides_kaggle_lenet": Entry(lectures.kaggle_lenet, (28, 28, 1)),
+    "slides_ng_39": Entry(lectures.ng_39, (39, 39, 3)),
+    "slides_diagram_same_256": Entry(partial(lectures.same_padding_diagram, 256), (256, 256, 3)),
+    "slides_diagram_same_32": Entry(partial(lectures.same_padding_diagram, 32), (256, 256, 3)),
+    "smallervgg_5": Entry(lectures.smaller_vgg, (96, 96, 3)),
+    "smallervgg_10": Entry(partial(lectures.smaller_vgg, 10), (96, 96, 3)),
+    "vgg16_transfer_head": Entry(lectures.vgg16_transfer_head, (7, 7, 512)),
     # --- AlexNet, ZFNet ---
+    "alexnet_2012": Entry(alexnet.alexnet, (227, 227, 3)),
+    "alexnet_ungrouped": Entry(partial(alexnet.alexnet, groups=1), (227, 227, 3)),
+    "alexnet_224_pad2": Entry(partial(alexnet.alexnet, pad=2), (224, 224, 3)),
+    "alexnet_torchvision": Entry(alexnet.alexnet_torchvision, (224, 224, 3)),
+    "alexnet_slim_v2": Entry(alexnet.alexnet_slim, (224, 224, 3)),
+    **{
+        f"alexnet_{tower}minus_{''.join(removed)}": Entry(partial(_alexnet_without, groups, *removed), (227, 227, 3))
+        for tower, groups in {"": 2, "ungrouped_": 1}.items()
+        for removed in ("34", "7", "67", "3467")
+    },
+    "zfnet": Entry(zfnet.zfnet, (224, 224, 3)),
+    **{row: Entry(partial(zfnet.zfnet_adjusted, row), (224, 224, 3)) for row in zfnet.ADJUSTED},
     # --- NiN, All-CNN, locally connected ---
     # --- VGG ---
     # --- GoogLeNet ---
@@ -32,7 +69,10 @@ CATALOG: dict[str, Entry] = {
 }
 
 # Short names for the paper's version.
-SHORT: dict[str, str] = {}
+SHORT: dict[str, str] = {
+    "lenet5": "lenet5_dense",
+    "alexnet": "alexnet_2012",
+}
 
 
 def entry(name: str) -> Entry:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,9 +37,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # Initial weights, (key, shape, fan_in, fan_out) -> array. The fans count what one output sees and what one input feeds.
 INITS: dict[str, Callable[..., jax.Array]] = {
     # N(0, 2 / fan_in), He et al. 2015
-    "he": lambda key, shape, fan_in, fan_out: math.sqrt(2 / fan_in) * jax.random.normal(key, shape),
+    "he": lambda key, shape, fan_in, fan_out: (2 / fan_in) ** 0.5 * jax.random.normal(key, shape),
     # U(±√(6 / (fan_in + fan_out))), Glorot & Bengio 2010; Keras' default
-    "glorot": lambda key, shape, fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out)) * _uniform(key, shape),
+    "glorot": lambda key, shape, fan_in, fan_out: (6 / (fan_in + fan_out)) ** 0.5 * _uniform(key, shape),
     # U(±2.4 / fan_in), LeCun et al. 1998, appendix A
     "lecun": lambda key, shape, fan_in, fan_out: 2.4 / fan_in * _uniform(key, shape),
     # Krizhevsky et al. 2012, section 5
@@ -111,7 +112,7 @@ class Weighted(nn.Module, kw_only=True):
         if not 0 <= self.dropout < 1:
             raise CnnjaxError(f"dropout {self.dropout!r} is not a probability in [0, 1)")
 
-    def weight(self, name: str, shape: tuple[int, ...], *, fan_in: int, fan_out: int) -> jax.Array:
+    def weight(self, name: str, shape: tuple[int, ...], *, fan_in: Any, fan_out: Any) -> jax.Array:
         return self.param(name, functools.partial(INITS[self.init], fan_in=fan_in, fan_out=fan_out), shape)
 
     def finish(self, x: jax.Array, train: bool, *, unshared: bool = False) -> jax.Array:

@@ -75,6 +75,23 @@ def with_head(net: Chain, classes: int) -> Chain:
     return Chain(resize(net.layers), tuple(resize((head,))[0] for head in net.aux))
 
 
+def with_width(net: Chain, factor: float) -> Chain:
+    """Every layer's width times `factor` (rounded, kept a multiple of its groups), the head's excepted.
+
+    For lab scale and for tests: the same network with fewer maps.
+    """
+
+    def scale(module):
+        if not hasattr(module, "features"):
+            return module
+        groups = getattr(module, "groups", 1)
+        return module.clone(features=max(1, round(module.features * factor / groups)) * groups)
+
+    head = next((layer for layer in reversed(net.layers) if hasattr(layer.module, "features")), None)
+    narrow = map_modules(net, scale)
+    return narrow if head is None else replace(narrow, **{head.name: head.module})
+
+
 def map_modules(net: Chain, edit: Callable[[nn.Module], nn.Module]) -> Chain:
     """`edit` applied to every module, those inside blocks and heads first."""
 

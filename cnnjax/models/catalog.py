@@ -8,8 +8,9 @@ from functools import partial
 from typing import NamedTuple
 
 from cnnjax.errors import unknown
-from cnnjax.models import alexnet, lectures, lenet, surgery, zfnet
+from cnnjax.models import alexnet, all_cnn, googlenet, lectures, lenet, local, nin, surgery, vgg, zfnet
 from cnnjax.models.chain import Chain
+from cnnjax.models.layers import Norm
 
 
 class Entry(NamedTuple):
@@ -58,8 +59,27 @@ CATALOG: dict[str, Entry] = {
     "zfnet": Entry(zfnet.zfnet, (224, 224, 3)),
     **{row: Entry(partial(zfnet.zfnet_adjusted, row), (224, 224, 3)) for row in zfnet.ADJUSTED},
     # --- NiN, All-CNN, locally connected ---
+    "nin_cifar10": Entry(nin.nin, (32, 32, 3)),
+    "nin_cifar100": Entry(partial(nin.nin, "cifar100"), (32, 32, 3)),
+    "nin_imagenet": Entry(partial(nin.nin, "imagenet"), (224, 224, 3)),
+    **{
+        f"{variant.lower().replace('-', '_')}_{base}": Entry(partial(all_cnn.all_cnn, base, variant), (32, 32, 3))
+        for base in all_cnn.BASE
+        for variant in all_cnn.VARIANTS
+    },
+    **{f"lecun1989_{net}": Entry(partial(local.lecun1989, net), (16, 16, 1)) for net in local.HIDDEN},
+    "lecun1989_Net-5_unshared": Entry(lambda: local.unshared(local.lecun1989("Net-5")), (16, 16, 1)),
     # --- VGG ---
+    **{f"vgg_{column}": Entry(partial(vgg.vgg, column), (224, 224, 3)) for column in vgg.CONFIGURATIONS},
+    **{
+        f"vgg_{column}_bn": Entry(partial(vgg.vgg, column, norm=Norm()), (224, 224, 3)) for column in vgg.CONFIGURATIONS
+    },
     # --- GoogLeNet ---
+    "googlenet_v1": Entry(partial(googlenet.googlenet, aux=False), (224, 224, 3)),
+    "googlenet_v1_aux": Entry(googlenet.googlenet, (224, 224, 3)),
+    "googlenet_v1_weights_only": Entry(partial(googlenet.googlenet, "weights_only", aux=False), (224, 224, 3)),
+    "googlenet_torchvision": Entry(partial(googlenet.googlenet, "torchvision", aux=False), (224, 224, 3)),
+    "googlenet_torchvision_aux": Entry(partial(googlenet.googlenet, "torchvision"), (224, 224, 3)),
     # --- Inception-BN, v2, v3 ---
     # --- Inception-v4, Inception-ResNet ---
     # --- ResNet, plain ---
@@ -72,6 +92,11 @@ CATALOG: dict[str, Entry] = {
 SHORT: dict[str, str] = {
     "lenet5": "lenet5_dense",
     "alexnet": "alexnet_2012",
+    "nin": "nin_cifar10",
+    "all_cnn": "all_cnn_C",
+    **{f"vgg{depth}": f"vgg_{column}" for depth, column in {11: "A", 13: "B", 16: "D", 19: "E"}.items()},
+    **{f"vgg{depth}_bn": f"vgg_{column}_bn" for depth, column in {11: "A", 13: "B", 16: "D", 19: "E"}.items()},
+    "googlenet": "googlenet_v1_aux",
 }
 
 

@@ -92,7 +92,7 @@ def conv(
     height, width = ((x.shape[i + 1] + sum(padding[i]) - span[i]) // stride[i] + 1 for i in (0, 1))
     pointwise = (kh, kw) == (1, 1) and not any(map(any, padding))
     # XLA:CPU takes up to 100 times longer than the dots do where the map is about as small as the kernel.
-    tiny = max(height, width) <= 2 or kh > x.shape[1] or kw > x.shape[2]
+    tiny = max(height, width) <= 3 or kh > x.shape[1] or kw > x.shape[2]
     if dilation > 1 or groups > 8 or not (groups > 1 or pointwise or tiny):
         return reference(x, kernel)
     fast = functools.partial(_conv_cpu, stride=stride, padding=padding, groups=groups, as_dot=pointwise or tiny)
@@ -162,7 +162,8 @@ def max_pool(
 
 def _max_pool(x, *, window, stride, padding):
     full = ((0, 0), *padding, (0, 0))
-    return lax.reduce_window(x, jnp.asarray(-jnp.inf, x.dtype), lax.max, (1, *window, 1), (1, *stride, 1), full)
+    # The initial value must be NumPy's: only then does JAX see a maximum, which has a gradient, in the general reduction.
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, *window, 1), (1, *stride, 1), full)
 
 
 def _max_pool_cpu(x, *, window, stride, padding):
@@ -236,7 +237,7 @@ def avg_pool(
     padding = pads(x.shape[1:3], window, stride, pad, ceil=ceil)
     declared = pads(x.shape[1:3], window, stride, pad)
     full = ((0, 0), *padding, (0, 0))
-    total = lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, (1, *window, 1), (1, *stride, 1), full)
+    total = lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, *window, 1), (1, *stride, 1), full)
     counts = []
     for axis in (0, 1):
         n, (before, after) = x.shape[axis + 1], declared[axis]

@@ -1,7 +1,8 @@
 """The published facts, and how to read them against our networks.
 
-`facts.json` holds 133 networks: parameters by kind, multiply-adds and stage shapes (channels, height, width), each with its
-source and with what it was verified by (a framework-free count, torchvision, timm, Keras, Caffe prototxts, slim's tests).
+`facts.json` holds 133 networks: parameters by kind, multiply-adds and stage shapes (channels, height, width), each with
+its source and with what it was verified by (a framework-free count, torchvision, timm, Keras, Caffe prototxts, slim's
+tests).
 """
 
 import json
@@ -15,11 +16,12 @@ RECALLED = {"johnson_sr_x4", "johnson_sr_x8"}
 NETWORKS = {name: fact for name, fact in FACTS.items() if name not in NOT_NETWORKS}
 EXACT = {name: fact for name, fact in NETWORKS.items() if name not in RECALLED}
 
-# What a source counts as multiply-adds and the program does not: LeNet-5's coefficients, one product an output of S2, S4.
+# What a source counts as multiply-adds and the program does not: LeNet-5's coefficients, one product an output of S2,
+# S4.
 UNCOUNTED = {"lenet5_1998": 6 * 14 * 14 + 16 * 5 * 5}
 
-# (networks, stage, layer): the stage is the output of the last layer whose name matches. Where no line fits, a stage and its
-# layer have the same name.
+# (networks, stage, layer): the stage is the output of the last layer whose name matches. Where no line fits, a stage
+# and its layer have the same name.
 # fmt: off
 STAGES = (
     (r"lenet5_(dense|cifar).*|lenet_gtsrb.*", r"([cs])(\d)", lambda m: m[1].upper() + m[2]),

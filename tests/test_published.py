@@ -64,8 +64,10 @@ def test_short_names_are_rows_of_the_catalogue():
     assert not set(SHORT) & set(CATALOG)
 
 
-REPRESENTATIVES = ("lenet5_1998", "alexnet_2012", "smallervgg_5", "googlenet_v1_aux", "inception_v3_aux", "inception_resnet_v2",
-                   "resnet50_optB_v1", "cifar_resnet20_optA", "densenet_bc_L100_k12", "highway_fc_10_w50", "johnson_style")  # fmt: skip
+REPRESENTATIVES = (
+    "lenet5_1998", "alexnet_2012", "smallervgg_5", "googlenet_v1_aux", "inception_v3_aux", "inception_resnet_v2",
+    "resnet50_optB_v1", "cifar_resnet20_optA", "densenet_bc_L100_k12", "highway_fc_10_w50", "johnson_style",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in REPRESENTATIVES if name in CATALOG])

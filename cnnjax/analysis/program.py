@@ -36,7 +36,8 @@ class Cost(NamedTuple):
 
 
 def cost(jaxpr: core.ClosedJaxpr, image: int, start: Reaches = PIXEL) -> Cost:
-    """The cost of `jaxpr` and the reach of its first output; input number `image` holds the [batch, height, width, …] maps.
+    """The cost of `jaxpr` and the reach of its first output; input number `image` holds the [batch, height, width, …]
+    maps.
 
     Multiply-adds are those of convolutions (weights × output positions; × input positions where the convolution is
     transposed, padding included as the papers count it) and of matrix products. Everything else counts nothing.
@@ -99,7 +100,7 @@ def _step(eqn, states: list[Any]) -> Any:
         return None
     rule = _RULES.get(eqn.primitive.name)
     if rule is not None:
-        return rule(eqn, seen[0])
+        return rule(eqn, seen[0], states.index(seen[0]))
     return _union(seen)
 
 
@@ -119,7 +120,7 @@ def _window(reach: Reach, size: int, stride: int, before: int, grow: int = 1) ->
     return Reach(jump * stride, reach.low - before * jump, reach.high + (size - 1 - before) * jump)
 
 
-def _conv(eqn, reaches: Any) -> Reaches:
+def _conv(eqn, reaches: Any, operand: int) -> Reaches:
     p, kernel = eqn.params, eqn.invars[1].aval
     sizes = [kernel.shape[axis] for axis in p["dimension_numbers"].rhs_spec[2:]]
     spans = [(size - 1) * dilation + 1 for size, dilation in zip(sizes, p["rhs_dilation"], strict=True)]
@@ -129,7 +130,7 @@ def _conv(eqn, reaches: Any) -> Reaches:
     return rows, columns
 
 
-def _pool(eqn, reaches: Any) -> Reaches:
+def _pool(eqn, reaches: Any, operand: int) -> Reaches:
     p = eqn.params
     rows, columns = (
         _window(reaches[i], p["window_dimensions"][i + 1], p["window_strides"][i + 1], p["padding"][i + 1][0])
@@ -138,7 +139,7 @@ def _pool(eqn, reaches: Any) -> Reaches:
     return rows, columns
 
 
-def _slice(eqn, reaches: Any) -> Reaches:
+def _slice(eqn, reaches: Any, operand: int) -> Reaches:
     start, strides = eqn.params["start_indices"], eqn.params["strides"]
     moved = []
     for i in (0, 1):
@@ -148,7 +149,7 @@ def _slice(eqn, reaches: Any) -> Reaches:
     return moved[0], moved[1]
 
 
-def _pad(eqn, reaches: Any) -> Reaches:
+def _pad(eqn, reaches: Any, operand: int) -> Reaches:
     config = eqn.params["padding_config"]
     rows, columns = (_window(reaches[i], 1, 1, config[i + 1][0]) for i in (0, 1))
     return rows._replace(high=rows.low + reaches[0].high - reaches[0].low), columns._replace(
@@ -156,23 +157,30 @@ def _pad(eqn, reaches: Any) -> Reaches:
     )
 
 
-def _same_maps(eqn, reaches: Any) -> Reaches:
+def _product(eqn, reaches: Any, operand: int) -> Reaches:
+    """A matrix product over channels keeps the maps; one over pixels, as after flattening, sees everything."""
+    contracted = eqn.params["dimension_numbers"][0][operand]
+    maps = eqn.invars[operand].aval.shape
+    return reaches if len(maps) == 4 and all(maps[axis] == 1 for axis in (1, 2) if axis in contracted) else None
+
+
+def _same_maps(eqn, reaches: Any, operand: int) -> Reaches:
     """Kept where the maps are still [batch, height, width, …] of the same size, else everything."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     return reaches if len(before) == len(after) and before[:3] == after[:3] else None
 
 
+# By primitive, (equation, reaches of the first operand that has any, its number) -> reaches; others join what they read.
 _RULES = {
     "conv_general_dilated": _conv,
     "reduce_window_sum": _pool,
     "reduce_window_max": _pool,
     "slice": _slice,
     "pad": _pad,
-    "dot_general": lambda eqn, reaches: _same_maps(eqn, reaches),
+    "dot_general": _product,
     "reshape": _same_maps,
     "gather": _same_maps,
-    "transpose": lambda eqn, reaches: reaches if eqn.params["permutation"][:3] == (0, 1, 2) else None,
-    "rev": lambda eqn, reaches: None,
+    "rev": lambda eqn, reaches, operand: None,
     "reduce_sum": _same_maps,
     "reduce_max": _same_maps,
 }

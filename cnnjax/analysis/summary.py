@@ -1,10 +1,10 @@
 """What a network is made of and what it costs, layer by layer: `python -m cnnjax.analysis.summary alexnet`.
 
-Everything is counted on the abstract program (the reference forms): no array is made, so ResNet-1202 is as easy as LeNet.
+Everything is counted on the abstract program (the reference forms): no array is made, so ResNet-1202 is as easy as
+LeNet.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -86,7 +86,9 @@ def _leaves(tree) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def summarise(net: Chain, image_shape: tuple[int, int, int]) -> Summary:
-    """The rows of `net` on images [height, width, channels]. Raises `CnnjaxError` naming the layer that they do not fit."""
+    """The rows of `net` on images [height, width, channels]. Raises `CnnjaxError` naming the layer that they do not
+    fit.
+    """
     rows, heads = [], {head.name for head in net.aux}
 
     def add(name, module, shape, reach):
@@ -109,25 +111,27 @@ def summarise(net: Chain, image_shape: tuple[int, int, int]) -> Summary:
 
 
 def activation_bytes(net: Chain, image_shape: tuple[int, int, int]) -> int:
-    """Bytes that one float32 image's backward pass needs kept, counted on the program: what reverse mode saves.
+    """Bytes of activations that one float32 image's backward pass needs, counted on the program: what reverse mode
+    keeps.
 
-    Parameters are not counted; a rectifier's saved mask and a pool's saved input are, as the reference forms save them.
+    Each layer's saved inputs, masks and statistics as the reference forms save them; parameters are not among them.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda key, x: net.init({"params": key}, x), jax.random.key(0), image)
 
-    def residuals(params, x):
-        def forward(p):
-            rest = {name: tree for name, tree in variables_.items() if name != "params"}
-            return net.apply({"params": p, **rest}, x, train=True, mutable=[*rest], rngs={"dropout": jax.random.key(0)})
+    def kept(variables, x):
+        stats = {name: tree for name, tree in variables.items() if name != "params"}
 
-        variables_ = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
-        return jax.vjp(lambda p: forward(p)[0].logits, params)[1]
+        def forward(params):
+            rngs = {"dropout": jax.random.key(0)}
+            return net.apply({"params": params, **stats}, x, train=True, mutable=[*stats], rngs=rngs)[0]
+
+        held = {id(leaf) for leaf in jax.tree.leaves(variables)}
+        return [leaf for leaf in jax.tree.leaves(jax.vjp(forward, variables["params"])[1]) if id(leaf) not in held]
 
     with reference_forms(True):
-        saved = jax.eval_shape(residuals, variables["params"], image)
-    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved)]
-    return sum(sizes) - sum(leaf.size * 4 for leaf in jax.tree.leaves(variables["params"]))
+        saved = jax.eval_shape(kept, variables, image)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in saved)
 
 
 def table(summary: Summary, title: str):
@@ -143,7 +147,9 @@ def table(summary: Summary, title: str):
         size = "×".join(map(str, row.output))
         field = "all" if row.field is None else "×".join(map(str, row.field))
         name = f"  {row.name} (training)" if row.name in summary.heads else row.name
-        result.add_row(name, row.kind, size, f"{row.params:,}" if row.params else "", f"{row.macs:,}" if row.macs else "", field)
+        result.add_row(
+            name, row.kind, size, f"{row.params:,}" if row.params else "", f"{row.macs:,}" if row.macs else "", field
+        )
     result.add_section()
     result.add_row("total", "", "", f"{summary.params:,}", f"{summary.macs:,}", "")
     return result

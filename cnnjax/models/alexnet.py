@@ -4,8 +4,9 @@ A. Krizhevsky, I. Sutskever, G. Hinton, "ImageNet classification with deep convo
 The two GPUs are two groups: conv2, conv4 and conv5 read only the maps of their own tower, conv3 reads both.
 
 Departures
-- The paper's 224×224 crops do not fit an 11×11 kernel with stride 4: the input is 227×227 (`pad=0`), or 224 with `pad=2`;
-  both give the 55×55 maps of the paper. (Its first layer has 55·55·96 = 290,400 neurons; the printed 253,440 is a slip.)
+- The paper's 224×224 crops do not fit an 11×11 kernel with stride 4: the input is 227×227 (`pad=0`), or 224 with
+  `pad=2`; both give the 55×55 maps of the paper. (Its first layer has 55·55·96 = 290,400 neurons; the printed 253,440
+  is a slip.)
 """
 
 from cnnjax.models.chain import Chain, chain
@@ -15,11 +16,11 @@ from cnnjax.models.layers import LRN, Conv, Dense, Dropout, MaxPool
 def alexnet(classes: int = 1000, *, groups: int = 2, pad: int = 0) -> Chain:
     """AlexNet as printed (section 3.5, Fig. 2): 60,965,224 parameters; one tower, `groups=1`, has 62,378,344.
 
-    Images [227, 227, 3], or [224, 224, 3] with `pad=2`. Weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and the hidden
-    fully connected layers, else 0 (section 5).
+    Images [227, 227, 3], or [224, 224, 3] with `pad=2`. Weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and the
+    hidden fully connected layers, else 0 (section 5).
     """
-    one = {"init": "normal_0.01", "bias_init": 1.0}
-    zero = {"init": "normal_0.01"}
+    one = {"weight_init": "normal_0.01", "bias_init": 1.0}
+    zero = {"weight_init": "normal_0.01"}
     return chain(
         conv1=Conv(96, 11, stride=4, pad=pad, **zero),          # 55×55
         norm1=LRN(),
@@ -38,7 +39,8 @@ def alexnet(classes: int = 1000, *, groups: int = 2, pad: int = 0) -> Chain:
 
 
 def alexnet_torchvision(classes: int = 1000) -> Chain:
-    """The single tower of "One weird trick" (Krizhevsky 2014) as torchvision has it: no LRN, dropout before fc6 and fc7.
+    """The single tower of "One weird trick" (Krizhevsky 2014) as torchvision has it: no LRN, dropout before fc6 and
+    fc7.
 
     Images [224, 224, 3].
     """

@@ -1,8 +1,8 @@
 """A network is an ordered tuple of named layers, and the names are the paper's.
 
 `Chain` is that tuple as a Linen module: parameters and statistics are dicts keyed by layer name, so that freezing,
-transplanting, plotting and removing layers are operations on names. `Concat` and `Residual` make one row out of branches
-that are themselves tuples of named layers, so that the one idea holds every family.
+transplanting, plotting and removing layers are operations on names. `Concat` and `Residual` make one row out of
+branches that are themselves tuples of named layers, so that the one idea holds every family.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ class Aux:
 class Output(NamedTuple):
     """What every network returns.
 
-    `logits`: what the last layer gives, [batch, classes]; an image for image-to-image chains; -distance for an RBF output.
-    `aux`: the outputs of the `Aux` heads by name in training; {} otherwise.
+    `logits`: what the last layer gives, [batch, classes]; an image for image-to-image chains; -distance for an RBF
+    output. `aux`: the outputs of the `Aux` heads by name in training; {} otherwise.
     """
 
     logits: jax.Array
@@ -114,8 +114,8 @@ class Chain(nn.Module):
     ) -> Output:
         """`images` [batch, height, width, channels] -> `Output`.
 
-        `frozen` layers act as in inference also in training. `skip` passes a layer's input on as its output (a lesion of a
-        trained network); it raises `CnnjaxError` for a layer whose output has another shape than its input.
+        `frozen` layers act as in inference also in training. `skip` passes a layer's input on as its output (a lesion
+        of a trained network); it raises `CnnjaxError` for a layer whose output has another shape than its input.
         """
         for name in (*frozen, *skip):
             if name not in self.names and name not in [head.name for head in self.aux]:
@@ -220,7 +220,7 @@ def features(net: Chain, variables: Mapping, images: jax.Array, at: str | tuple[
     )
     found = {}
     for name, path in wanted.items():
-        value: Any = state["intermediates"]
+        value: Any = state.get("intermediates", {})
         for key in (*path, "__call__"):
             if key not in value:
                 raise unknown("layer", name, [*net.names])

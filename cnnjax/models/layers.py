@@ -1,7 +1,9 @@
-"""The layers that a chain is made of: Linen modules `(x, train) -> x` whose fields are the columns of the papers' tables.
+"""The layers that a chain is made of: Linen modules `(x, train) -> x` whose fields are the columns of the papers'
+tables.
 
-What belongs to a layer is a field of it (bias, normalisation, activation, dropout: applied in this order) and goes when the
-layer goes. Fields are plain data, checked when the layer is made, so that networks compare, hash and can be searched.
+What belongs to a layer is a field of it (bias, normalisation, activation, dropout: applied in this order) and goes when
+the layer goes. Fields are plain data, checked when the layer is made, so that networks compare, hash and can be
+searched.
 """
 
 import dataclasses
@@ -57,8 +59,9 @@ def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 class Norm:
     """Batch normalisation (Ioffe & Szegedy 2015) as a field of a layer.
 
-    `momentum` is the share of the running statistics that an update keeps (torch's 0.1 is 0.9 here); `scale=False` has no γ.
-    Under `pmap` the statistics are those of all devices if `axis_name` is the mapped axis, else of each device's own part.
+    `momentum` is the share of the running statistics that an update keeps (torch's 0.1 is 0.9 here); `scale=False` has
+    no γ. Under `pmap` the statistics are those of all devices if `axis_name` is the mapped axis, else of each device's
+    own part.
     """
 
     epsilon: float = 1e-5
@@ -101,19 +104,19 @@ class Weighted(nn.Module, kw_only=True):
     norm: Norm | None = None
     act: str | None = "relu"
     dropout: float = 0.0
-    init: str = "he"
+    weight_init: str = "he"
 
     def __post_init__(self):
         super().__post_init__()
         if self.act is not None and self.act not in ACTIVATIONS:
             raise unknown("activation", self.act, [*ACTIVATIONS, None])
-        if self.init not in INITS:
-            raise unknown("initialiser", self.init, INITS)
+        if self.weight_init not in INITS:
+            raise unknown("initialiser", self.weight_init, INITS)
         if not 0 <= self.dropout < 1:
             raise CnnjaxError(f"dropout {self.dropout!r} is not a probability in [0, 1)")
 
     def weight(self, name: str, shape: tuple[int, ...], *, fan_in: Any, fan_out: Any) -> jax.Array:
-        return self.param(name, functools.partial(INITS[self.init], fan_in=fan_in, fan_out=fan_out), shape)
+        return self.param(name, functools.partial(INITS[self.weight_init], fan_in=fan_in, fan_out=fan_out), shape)
 
     def finish(self, x: jax.Array, train: bool, *, unshared: bool = False) -> jax.Array:
         """+ bias (one a map, or one a position where `unshared`), normalisation, activation, dropout."""
@@ -208,7 +211,9 @@ class Dense(Weighted):
 
 
 class MaxPool(nn.Module):
-    """The maximum of each window; a window larger than its stride overlaps. `ceil` rounds the output size up, as Caffe."""
+    """The maximum of each window; a window larger than its stride overlaps. `ceil` rounds the output size up, as
+    Caffe.
+    """
 
     window: int | Pair
     stride: int | Pair

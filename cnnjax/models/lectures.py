@@ -1,9 +1,9 @@
 """The small networks that the lectures work through.
 
 Departures
-- The slides leave out a flatten row and, in the TensorFlow network, the activation of the hidden layer; what frameworks do
-  there is what stands here. The mangled diagram of the first deck cannot be made consistent; its two readings with SAME
-  convolutions are `same_padding_diagram(256)` and `(32)`.
+- The slides leave out a flatten row and, in the TensorFlow network, the activation of the hidden layer; what frameworks
+  do there is what stands here. The mangled diagram of the first deck cannot be made consistent; its two readings with
+  SAME convolutions are `same_padding_diagram(256)` and `(32)`.
 """
 
 from cnnjax.models.chain import Chain, chain
@@ -12,13 +12,13 @@ from cnnjax.models.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPo
 
 def linear(classes: int = 10) -> Chain:
     """A linear classifier on the pixels."""
-    return chain(output=Dense(classes, act=None, init="glorot"))
+    return chain(output=Dense(classes, act=None, weight_init="glorot"))
 
 
 def mlp(*hidden: int, classes: int = 10, act: str = "sigmoid") -> Chain:
     """A perceptron with layers of `hidden` units; the lectures' is `mlp(500, 500)` on 784 pixels, with sigmoids."""
-    layers = {f"fc{i}": Dense(units, act=act, init="glorot") for i, units in enumerate(hidden, start=1)}
-    return chain(layers, output=Dense(classes, act=None, init="glorot"))
+    layers = {f"fc{i}": Dense(units, act=act, weight_init="glorot") for i, units in enumerate(hidden, start=1)}
+    return chain(layers, output=Dense(classes, act=None, weight_init="glorot"))
 
 
 def tf_convnet(classes: int = 10) -> Chain:
@@ -37,16 +37,16 @@ def tf_convnet(classes: int = 10) -> Chain:
 def keras_cifar(classes: int = 10) -> Chain:
     """The Keras CIFAR-10 network of the slides, images [32, 32, 3]."""
     return chain(
-        conv1=Conv(32, 3, pad=1, init="glorot"),                # 32×32
-        conv2=Conv(32, 3, init="glorot"),                       # 30×30
+        conv1=Conv(32, 3, pad=1, weight_init="glorot"),                # 32×32
+        conv2=Conv(32, 3, weight_init="glorot"),                       # 30×30
         pool1=MaxPool(2, stride=2),                             # 15×15
         drop1=Dropout(0.25),
-        conv3=Conv(64, 3, pad=1, init="glorot"),                # 15×15
-        conv4=Conv(64, 3, init="glorot"),                       # 13×13
+        conv3=Conv(64, 3, pad=1, weight_init="glorot"),                # 15×15
+        conv4=Conv(64, 3, weight_init="glorot"),                       # 13×13
         pool2=MaxPool(2, stride=2),                             # 6×6
         drop2=Dropout(0.25),
-        fc1=Dense(512, dropout=0.5, init="glorot"),
-        fc2=Dense(classes, act=None, init="glorot"),
+        fc1=Dense(512, dropout=0.5, weight_init="glorot"),
+        fc2=Dense(classes, act=None, weight_init="glorot"),
     )  # fmt: skip
 
 
@@ -74,19 +74,21 @@ def ng_39(classes: int = 1) -> Chain:
 
 
 def smaller_vgg(classes: int = 5) -> Chain:
-    """SmallerVGGNet, images [96, 96, 3]: convolution, ReLU, normalisation, in this order; the layout is pyimagesearch's."""
+    """SmallerVGGNet, images [96, 96, 3]: convolution, ReLU, normalisation, in this order; the layout is
+    pyimagesearch's.
+    """
     keras = {"norm": Norm(epsilon=1e-3, momentum=0.99)}
     return chain(
-        conv1=Conv(32, 3, pad=1, init="glorot"), norm1=BatchNorm(**keras),
+        conv1=Conv(32, 3, pad=1, weight_init="glorot"), norm1=BatchNorm(**keras),
         pool1=MaxPool(3, stride=3), drop1=Dropout(0.25),        # 32×32
-        conv2=Conv(64, 3, pad=1, init="glorot"), norm2=BatchNorm(**keras),
-        conv3=Conv(64, 3, pad=1, init="glorot"), norm3=BatchNorm(**keras),
+        conv2=Conv(64, 3, pad=1, weight_init="glorot"), norm2=BatchNorm(**keras),
+        conv3=Conv(64, 3, pad=1, weight_init="glorot"), norm3=BatchNorm(**keras),
         pool2=MaxPool(2, stride=2), drop2=Dropout(0.25),        # 16×16
-        conv4=Conv(128, 3, pad=1, init="glorot"), norm4=BatchNorm(**keras),
-        conv5=Conv(128, 3, pad=1, init="glorot"), norm5=BatchNorm(**keras),
+        conv4=Conv(128, 3, pad=1, weight_init="glorot"), norm4=BatchNorm(**keras),
+        conv5=Conv(128, 3, pad=1, weight_init="glorot"), norm5=BatchNorm(**keras),
         pool3=MaxPool(2, stride=2), drop3=Dropout(0.25),        # 8×8
-        fc1=Dense(1024, init="glorot"), norm6=BatchNorm(**keras), drop4=Dropout(0.5),
-        fc2=Dense(classes, act=None, init="glorot"),
+        fc1=Dense(1024, weight_init="glorot"), norm6=BatchNorm(**keras), drop4=Dropout(0.5),
+        fc2=Dense(classes, act=None, weight_init="glorot"),
     )  # fmt: skip
 
 
@@ -105,4 +107,3 @@ def same_padding_diagram(maps: int = 256, classes: int = 50) -> Chain:
 def vgg16_transfer_head(classes: int = 2) -> Chain:
     """The classifier that the lectures put on VGG-16's pool5, [7, 7, 512], for Dogs vs. Cats."""
     return chain(flatten=Flatten(), fc1=Dense(256, dropout=0.5), output=Dense(classes, act=None))
-

@@ -1,12 +1,13 @@
 """LeNet-5.
 
 Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 1998,
-section II.B. `lenet5_1998` is the network of the paper: sparse C3 (Table I), trainable subsampling, Euclidean RBF output,
-60,000 trainable parameters exactly. `lenet5` is what everybody calls LeNet-5 today: dense C3, mean pooling, a linear output.
+section II.B. `lenet5_1998` is the network of the paper: sparse C3 (Table I), trainable subsampling, Euclidean RBF
+output, 60,000 trainable parameters exactly. `lenet5` is what everybody calls LeNet-5 today: dense C3, mean pooling, a
+linear output.
 
 Departures
-- `lenet5_1998`: the paper's bitmaps of the RBF targets (its Fig. 3) are drawn anew in the same 7×12 cells; they cover the
-  ten digits only.
+- `lenet5_1998`: the paper's bitmaps of the RBF targets (its Fig. 3) are drawn anew in the same 7×12 cells; they cover
+  the ten digits only.
 - `lenet5` and the copies below are not the paper's network; each says whose it is.
 """
 
@@ -75,8 +76,8 @@ class SparseConv(Weighted):
     def _dense(self, x, planes):
         """The same as one dense convolution with zeros where nothing is connected: faster on a CPU."""
         place = np.full((x.shape[-1], len(self.table)), planes.shape[-1])
-        place[np.concatenate(self.table), np.repeat(np.arange(len(self.table)), [len(r) for r in self.table])] = np.arange(
-            planes.shape[-1]
+        place[np.concatenate(self.table), np.repeat(np.arange(len(self.table)), [len(r) for r in self.table])] = (
+            np.arange(planes.shape[-1])
         )
         return ops.conv(x, jnp.pad(planes, ((0, 0), (0, 0), (0, 1)))[..., place])
 
@@ -104,7 +105,7 @@ class RBF(nn.Module):
 
 def lenet5_1998(*, pad: int = 0) -> Chain:
     """The network of 1998, for the ten digits, images [32, 32, 1] (or 28×28 with `pad=2`); ink 1.175, paper -0.1."""
-    squash = {"act": "scaled_tanh", "init": "lecun"}
+    squash = {"act": "scaled_tanh", "weight_init": "lecun"}
     return chain(
         C1=Conv(6, 5, pad=pad, **squash),                  # 28×28
         S2=Subsample(**squash),                            # 14×14
@@ -135,12 +136,12 @@ def lenet5(classes: int = 10, *, pad: int = 0, act: str = "tanh") -> Chain:
 def lenet_caffe(classes: int = 10) -> Chain:
     """Caffe's LeNet (examples/mnist): max-pooling and a single ReLU, after ip1. Images [28, 28, channels]."""
     return chain(
-        conv1=Conv(20, 5, act=None, init="glorot"),        # 24×24
+        conv1=Conv(20, 5, act=None, weight_init="glorot"),        # 24×24
         pool1=MaxPool(2, stride=2),                        # 12×12
-        conv2=Conv(50, 5, act=None, init="glorot"),        # 8×8
+        conv2=Conv(50, 5, act=None, weight_init="glorot"),        # 8×8
         pool2=MaxPool(2, stride=2),                        # 4×4
-        ip1=Dense(500, init="glorot"),
-        ip2=Dense(classes, act=None, init="glorot"),
+        ip1=Dense(500, weight_init="glorot"),
+        ip2=Dense(classes, act=None, weight_init="glorot"),
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """The operations under the layers: the only file that calls JAX's convolution and pooling primitives.
 
-Each operation has a *reference* form, plain `jax.lax`, used on GPU and TPU, and where XLA:CPU is slow a second form that
-gives the same value and the same gradient (ties of a max-pool included). The choice is made at lowering, so that what is
-exported from a laptop for a GPU holds the GPU's form. `with reference_forms(True):` selects the reference everywhere:
-the fast forms have custom VJPs and therefore no forward mode, and costs are counted on the reference.
+Each operation has a *reference* form, plain `jax.lax`, used on GPU and TPU, and where XLA:CPU is slow a second form
+that gives the same value and the same gradient (ties of a max-pool included). The choice is made at lowering, so that
+what is exported from a laptop for a GPU holds the GPU's form. `with reference_forms(True):` selects the reference
+everywhere: the fast forms have custom VJPs and therefore no forward mode, and costs are counted on the reference.
 
 Arrays are [batch, height, width, channels]; kernels [height, width, in / groups, out].
 """
@@ -38,8 +38,8 @@ def pair(value: int | Pair) -> Pair:
 def pads(size: Pair, window: Pair, stride: Pair, pad: Padding, *, ceil: bool = False) -> Pads:
     """Rows and columns added before and after, so that out = (size + before + after - window) // stride + 1.
 
-    `pad` is an int, (rows, columns), ((top, bottom), (left, right)), "VALID" or "SAME" (TensorFlow's, uneven at stride 2).
-    With `ceil` the division rounds up as in Caffe; a last window that would start beyond size + pad is dropped.
+    `pad` is an int, (rows, columns), ((top, bottom), (left, right)), "VALID" or "SAME" (TensorFlow's, uneven at stride
+    2). With `ceil` the division rounds up as in Caffe; a last window that would start beyond size + pad is dropped.
 
     Raises `CnnjaxError` where the window does not fit.
     """
@@ -69,12 +69,13 @@ def windows(x: jax.Array, window: Pair, stride: Pair, padding: Pads, fill: float
     if any(p != (0, 0) for p in padding):
         x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))
     (kh, kw), (sh, sw) = window, stride
-    height, width = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
-    return [
-        x[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
-        for i in range(kh)
-        for j in range(kw)
-    ]
+    rows, columns = ((x.shape[1] - kh) // sh * sh + 1, (x.shape[2] - kw) // sw * sw + 1)
+
+    def position(i: int, j: int) -> jax.Array:
+        last = (x.shape[0], i + rows, j + columns, x.shape[3])
+        return lax.slice(x, (0, i, j, 0), last, (1, sh, sw, 1))
+
+    return [position(i, j) for i in range(kh) for j in range(kw)]
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------
@@ -162,7 +163,8 @@ def max_pool(
 
 def _max_pool(x, *, window, stride, padding):
     full = ((0, 0), *padding, (0, 0))
-    # The initial value must be NumPy's: only then does JAX see a maximum, which has a gradient, in the general reduction.
+    # The initial value must be NumPy's: only then does JAX see a maximum, which has a gradient, in the general
+    # reduction.
     return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, *window, 1), (1, *stride, 1), full)
 
 
@@ -290,7 +292,9 @@ def _lrn_cpu(x, *, n, k, alpha, beta):
 
 
 def batch_moments(x: jax.Array, *, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """Mean and (biased) variance per channel in float32 or wider, over every device of `axis_name` where one is given."""
+    """Mean and (biased) variance per channel in float32 or wider, over every device of `axis_name` where one is
+    given.
+    """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
     mean = wide.mean(axes)
@@ -305,7 +309,9 @@ def batch_moments(x: jax.Array, *, axis_name: str | None = None) -> tuple[jax.Ar
 def normalise(
     x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array | None, bias: jax.Array, epsilon: float
 ) -> jax.Array:
-    """γ · (x - mean) / √(variance + epsilon) + β per channel, computed in the statistics' type, returned in that of x."""
+    """γ · (x - mean) / √(variance + epsilon) + β per channel, computed in the statistics' type, returned in that of
+    x.
+    """
     row = (1,) * (x.ndim - 1) + (-1,)
     factor = lax.rsqrt(variance + epsilon)
     if scale is not None:

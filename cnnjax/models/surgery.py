@@ -1,7 +1,7 @@
 """Surgery: functions from network to network. No architecture has a flag for an ablation.
 
-Layers that are left keep their names, and therefore their weights, their place in a checkpoint and, since Linen folds the
-name into the initialiser's key, the very same initial values: an ablation is a paired comparison.
+Layers that are left keep their names, and therefore their weights, their place in a checkpoint and, since Linen folds
+the name into the initialiser's key, the very same initial values: an ablation is a paired comparison.
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ def map_modules(net: Chain, edit: Callable[[nn.Module], nn.Module]) -> Chain:
 
 def _with_field(net: Chain, field: str, value: Any) -> Chain:
     """Another value for a field wherever it has one (None stays None)."""
-    return map_modules(net, lambda m: m.clone(**{field: value}) if getattr(m, field, None) is not None else m)
+    return map_modules(net, lambda m: m if getattr(m, field, None) is None else m.clone(**{field: value}))
 
 
 def with_activation(net: Chain, act: str) -> Chain:
@@ -128,4 +128,4 @@ def with_init(net: Chain, init: str) -> Chain:
     """Another initialiser of the weights everywhere."""
     if init not in INITS:
         raise unknown("initialiser", init, INITS)
-    return _with_field(net, "init", init)
+    return _with_field(net, "weight_init", init)

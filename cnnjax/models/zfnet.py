@@ -4,7 +4,8 @@ M. Zeiler, R. Fergus, "Visualizing and understanding convolutional networks", EC
 AlexNet in one tower, with a smaller first kernel and stride, chosen by looking at what the first layers had learned.
 
 Departures
-- The contrast normalisation across maps is AlexNet's local response normalisation with its constants; the paper gives none.
+- The contrast normalisation across maps is AlexNet's local response normalisation with its constants; the paper gives
+  none.
 """
 
 from cnnjax.models.chain import Chain, chain
@@ -14,7 +15,7 @@ from cnnjax.models.surgery import with_features
 
 def zfnet(classes: int = 1000) -> Chain:
     """The network of Fig. 3, images [224, 224, 3]: 62,357,608 parameters. The first two pools round up, as printed."""
-    small = {"init": "normal_0.01"}
+    small = {"weight_init": "normal_0.01"}
     return chain(
         conv1=Conv(96, 7, stride=2, pad=1, **small),            # 110×110
         pool1=MaxPool(3, stride=2, ceil=True),                  # 55×55

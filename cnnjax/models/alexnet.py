@@ -11,6 +11,7 @@ Departures
 
 from cnnjax.models.chain import Chain, chain
 from cnnjax.models.layers import LRN, Conv, Dense, Dropout, MaxPool
+from cnnjax.models.surgery import with_init
 
 
 def alexnet(classes: int = 1000, *, groups: int = 2, pad: int = 0) -> Chain:
@@ -19,23 +20,22 @@ def alexnet(classes: int = 1000, *, groups: int = 2, pad: int = 0) -> Chain:
     Images [227, 227, 3], or [224, 224, 3] with `pad=2`. Weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and the
     hidden fully connected layers, else 0 (section 5).
     """
-    one = {"weight_init": "normal_0.01", "bias_init": 1.0}
-    zero = {"weight_init": "normal_0.01"}
-    return chain(
-        conv1=Conv(96, 11, stride=4, pad=pad, **zero),          # 55×55
+    net = chain(
+        conv1=Conv(96, 11, stride=4, pad=pad),                  # 55×55
         norm1=LRN(),
         pool1=MaxPool(3, stride=2),                             # 27×27
-        conv2=Conv(256, 5, pad=2, groups=groups, **one),
+        conv2=Conv(256, 5, pad=2, groups=groups, bias_init=1.0),
         norm2=LRN(),
         pool2=MaxPool(3, stride=2),                             # 13×13
-        conv3=Conv(384, 3, pad=1, **zero),
-        conv4=Conv(384, 3, pad=1, groups=groups, **one),
-        conv5=Conv(256, 3, pad=1, groups=groups, **one),
+        conv3=Conv(384, 3, pad=1),
+        conv4=Conv(384, 3, pad=1, groups=groups, bias_init=1.0),
+        conv5=Conv(256, 3, pad=1, groups=groups, bias_init=1.0),
         pool5=MaxPool(3, stride=2),                             # 6×6
-        fc6=Dense(4096, dropout=0.5, **one),
-        fc7=Dense(4096, dropout=0.5, **one),
-        fc8=Dense(classes, act=None, **zero),
+        fc6=Dense(4096, dropout=0.5, bias_init=1.0),
+        fc7=Dense(4096, dropout=0.5, bias_init=1.0),
+        fc8=Dense(classes, act=None),
     )  # fmt: skip
+    return with_init(net, "normal_0.01")
 
 
 def alexnet_torchvision(classes: int = 1000) -> Chain:

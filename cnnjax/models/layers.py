@@ -96,7 +96,7 @@ class BatchNorm(nn.Module):
         return ops.normalise(x, mean, variance, scale, bias, self.norm.epsilon)
 
 
-class Weighted(nn.Module, kw_only=True):
+class Weighted(nn.Module, kw_only=True):  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
     """The fields that every layer with weights has."""
 
     bias: bool = True

@@ -8,6 +8,7 @@ Departures
 
 from cnnjax.models.chain import Chain, chain
 from cnnjax.models.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Norm
+from cnnjax.models.surgery import with_init
 
 
 def linear(classes: int = 10) -> Chain:
@@ -17,8 +18,8 @@ def linear(classes: int = 10) -> Chain:
 
 def mlp(*hidden: int, classes: int = 10, act: str = "sigmoid") -> Chain:
     """A perceptron with layers of `hidden` units; the lectures' is `mlp(500, 500)` on 784 pixels, with sigmoids."""
-    layers = {f"fc{i}": Dense(units, act=act, weight_init="glorot") for i, units in enumerate(hidden, start=1)}
-    return chain(layers, output=Dense(classes, act=None, weight_init="glorot"))
+    layers = {f"fc{i}": Dense(units, act=act) for i, units in enumerate(hidden, start=1)}
+    return with_init(chain(layers, output=Dense(classes, act=None)), "glorot")
 
 
 def tf_convnet(classes: int = 10) -> Chain:
@@ -36,18 +37,19 @@ def tf_convnet(classes: int = 10) -> Chain:
 
 def keras_cifar(classes: int = 10) -> Chain:
     """The Keras CIFAR-10 network of the slides, images [32, 32, 3]."""
-    return chain(
-        conv1=Conv(32, 3, pad=1, weight_init="glorot"),                # 32×32
-        conv2=Conv(32, 3, weight_init="glorot"),                       # 30×30
+    net = chain(
+        conv1=Conv(32, 3, pad=1),                               # 32×32
+        conv2=Conv(32, 3),                                      # 30×30
         pool1=MaxPool(2, stride=2),                             # 15×15
         drop1=Dropout(0.25),
-        conv3=Conv(64, 3, pad=1, weight_init="glorot"),                # 15×15
-        conv4=Conv(64, 3, weight_init="glorot"),                       # 13×13
+        conv3=Conv(64, 3, pad=1),                               # 15×15
+        conv4=Conv(64, 3),                                      # 13×13
         pool2=MaxPool(2, stride=2),                             # 6×6
         drop2=Dropout(0.25),
-        fc1=Dense(512, dropout=0.5, weight_init="glorot"),
-        fc2=Dense(classes, act=None, weight_init="glorot"),
+        fc1=Dense(512, dropout=0.5),
+        fc2=Dense(classes, act=None),
     )  # fmt: skip
+    return with_init(net, "glorot")
 
 
 def kaggle_lenet(classes: int = 10) -> Chain:
@@ -77,19 +79,20 @@ def smaller_vgg(classes: int = 5) -> Chain:
     """SmallerVGGNet, images [96, 96, 3]: convolution, ReLU, normalisation, in this order; the layout is
     pyimagesearch's.
     """
-    keras = {"norm": Norm(epsilon=1e-3, momentum=0.99)}
-    return chain(
-        conv1=Conv(32, 3, pad=1, weight_init="glorot"), norm1=BatchNorm(**keras),
+    keras = Norm(epsilon=1e-3, momentum=0.99)
+    net = chain(
+        conv1=Conv(32, 3, pad=1), norm1=BatchNorm(keras),
         pool1=MaxPool(3, stride=3), drop1=Dropout(0.25),        # 32×32
-        conv2=Conv(64, 3, pad=1, weight_init="glorot"), norm2=BatchNorm(**keras),
-        conv3=Conv(64, 3, pad=1, weight_init="glorot"), norm3=BatchNorm(**keras),
+        conv2=Conv(64, 3, pad=1), norm2=BatchNorm(keras),
+        conv3=Conv(64, 3, pad=1), norm3=BatchNorm(keras),
         pool2=MaxPool(2, stride=2), drop2=Dropout(0.25),        # 16×16
-        conv4=Conv(128, 3, pad=1, weight_init="glorot"), norm4=BatchNorm(**keras),
-        conv5=Conv(128, 3, pad=1, weight_init="glorot"), norm5=BatchNorm(**keras),
+        conv4=Conv(128, 3, pad=1), norm4=BatchNorm(keras),
+        conv5=Conv(128, 3, pad=1), norm5=BatchNorm(keras),
         pool3=MaxPool(2, stride=2), drop3=Dropout(0.25),        # 8×8
-        fc1=Dense(1024, weight_init="glorot"), norm6=BatchNorm(**keras), drop4=Dropout(0.5),
-        fc2=Dense(classes, act=None, weight_init="glorot"),
+        fc1=Dense(1024), norm6=BatchNorm(keras), drop4=Dropout(0.5),
+        fc2=Dense(classes, act=None),
     )  # fmt: skip
+    return with_init(net, "glorot")
 
 
 def same_padding_diagram(maps: int = 256, classes: int = 50) -> Chain:

@@ -19,6 +19,7 @@ import numpy as np
 from cnnjax.models import ops
 from cnnjax.models.chain import Chain, chain
 from cnnjax.models.layers import AvgPool, Conv, Dense, MaxPool, Weighted
+from cnnjax.models.surgery import with_init
 
 # Table I: the maps of S2 that each of the 16 maps of C3 reads.
 # fmt: off
@@ -105,16 +106,16 @@ class RBF(nn.Module):
 
 def lenet5_1998(*, pad: int = 0) -> Chain:
     """The network of 1998, for the ten digits, images [32, 32, 1] (or 28×28 with `pad=2`); ink 1.175, paper -0.1."""
-    squash = {"act": "scaled_tanh", "weight_init": "lecun"}
-    return chain(
-        C1=Conv(6, 5, pad=pad, **squash),                  # 28×28
-        S2=Subsample(**squash),                            # 14×14
-        C3=SparseConv(5, C3_TABLE, **squash),              # 10×10
-        S4=Subsample(**squash),                            # 5×5
-        C5=Conv(120, 5, **squash),                         # 1×1
-        F6=Dense(84, **squash),
+    net = chain(
+        C1=Conv(6, 5, pad=pad, act="scaled_tanh"),              # 28×28
+        S2=Subsample(act="scaled_tanh"),                        # 14×14
+        C3=SparseConv(5, C3_TABLE, act="scaled_tanh"),          # 10×10
+        S4=Subsample(act="scaled_tanh"),                        # 5×5
+        C5=Conv(120, 5, act="scaled_tanh"),                     # 1×1
+        F6=Dense(84, act="scaled_tanh"),
         output=RBF(BITMAPS),
     )  # fmt: skip
+    return with_init(net, "lecun")
 
 
 def lenet5(classes: int = 10, *, pad: int = 0, act: str = "tanh") -> Chain:
@@ -123,10 +124,10 @@ def lenet5(classes: int = 10, *, pad: int = 0, act: str = "tanh") -> Chain:
     Images [32, 32, channels], or 28×28 with `pad=2`. The lectures' traffic-sign network is `lenet5(43, act="relu")`.
     """
     return chain(
-        C1=Conv(6, 5, pad=pad, act=act),                   # 28×28
-        S2=AvgPool(2, stride=2),                           # 14×14
-        C3=Conv(16, 5, act=act),                           # 10×10
-        S4=AvgPool(2, stride=2),                           # 5×5
+        C1=Conv(6, 5, pad=pad, act=act),                        # 28×28
+        S2=AvgPool(2, stride=2),                                # 14×14
+        C3=Conv(16, 5, act=act),                                # 10×10
+        S4=AvgPool(2, stride=2),                                # 5×5
         C5=Dense(120, act=act),
         F6=Dense(84, act=act),
         output=Dense(classes, act=None),
@@ -135,23 +136,24 @@ def lenet5(classes: int = 10, *, pad: int = 0, act: str = "tanh") -> Chain:
 
 def lenet_caffe(classes: int = 10) -> Chain:
     """Caffe's LeNet (examples/mnist): max-pooling and a single ReLU, after ip1. Images [28, 28, channels]."""
-    return chain(
-        conv1=Conv(20, 5, act=None, weight_init="glorot"),        # 24×24
-        pool1=MaxPool(2, stride=2),                        # 12×12
-        conv2=Conv(50, 5, act=None, weight_init="glorot"),        # 8×8
-        pool2=MaxPool(2, stride=2),                        # 4×4
-        ip1=Dense(500, weight_init="glorot"),
-        ip2=Dense(classes, act=None, weight_init="glorot"),
+    net = chain(
+        conv1=Conv(20, 5, act=None),                            # 24×24
+        pool1=MaxPool(2, stride=2),                             # 12×12
+        conv2=Conv(50, 5, act=None),                            # 8×8
+        pool2=MaxPool(2, stride=2),                             # 4×4
+        ip1=Dense(500),
+        ip2=Dense(classes, act=None),
     )  # fmt: skip
+    return with_init(net, "glorot")
 
 
 def lenet_slim(classes: int = 10) -> Chain:
     """TF-slim's nets/lenet.py: SAME padding, max-pooling, ReLU, 1,024 units. Images [28, 28, channels]."""
     return chain(
-        conv1=Conv(32, 5, pad="SAME"),                     # 28×28
-        pool1=MaxPool(2, stride=2),                        # 14×14
-        conv2=Conv(64, 5, pad="SAME"),                     # 14×14
-        pool2=MaxPool(2, stride=2),                        # 7×7
+        conv1=Conv(32, 5, pad="SAME"),                          # 28×28
+        pool1=MaxPool(2, stride=2),                             # 14×14
+        conv2=Conv(64, 5, pad="SAME"),                          # 14×14
+        pool2=MaxPool(2, stride=2),                             # 7×7
         fc3=Dense(1024, dropout=0.5),
         fc4=Dense(classes, act=None),
     )  # fmt: skip

@@ -9,7 +9,7 @@ Arrays are [batch, height, width, channels]; kernels [height, width, in / groups
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def pair(value: int | Pair) -> Pair:
     return (value, value) if isinstance(value, int) else value
 
 
-def pads(size: Pair, window: Pair, stride: Pair, pad: Padding, *, ceil: bool = False) -> Pads:
+def pads(size: Sequence[int], window: Pair, stride: Pair, pad: Padding, *, ceil: bool = False) -> Pads:
     """Rows and columns added before and after, so that out = (size + before + after - window) // stride + 1.
 
     `pad` is an int, (rows, columns), ((top, bottom), (left, right)), "VALID" or "SAME" (TensorFlow's, uneven at stride

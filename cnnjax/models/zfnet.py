@@ -10,27 +10,27 @@ Departures
 
 from cnnjax.models.chain import Chain, chain
 from cnnjax.models.layers import LRN, Conv, Dense, MaxPool
-from cnnjax.models.surgery import with_features
+from cnnjax.models.surgery import with_features, with_init
 
 
 def zfnet(classes: int = 1000) -> Chain:
     """The network of Fig. 3, images [224, 224, 3]: 62,357,608 parameters. The first two pools round up, as printed."""
-    small = {"weight_init": "normal_0.01"}
-    return chain(
-        conv1=Conv(96, 7, stride=2, pad=1, **small),            # 110×110
+    net = chain(
+        conv1=Conv(96, 7, stride=2, pad=1),                     # 110×110
         pool1=MaxPool(3, stride=2, ceil=True),                  # 55×55
         norm1=LRN(),
-        conv2=Conv(256, 5, stride=2, **small),                  # 26×26
+        conv2=Conv(256, 5, stride=2),                           # 26×26
         pool2=MaxPool(3, stride=2, ceil=True),                  # 13×13
         norm2=LRN(),
-        conv3=Conv(384, 3, pad=1, **small),
-        conv4=Conv(384, 3, pad=1, **small),
-        conv5=Conv(256, 3, pad=1, **small),
+        conv3=Conv(384, 3, pad=1),
+        conv4=Conv(384, 3, pad=1),
+        conv5=Conv(256, 3, pad=1),
         pool5=MaxPool(3, stride=2),                             # 6×6
-        fc6=Dense(4096, dropout=0.5, **small),
-        fc7=Dense(4096, dropout=0.5, **small),
-        fc8=Dense(classes, act=None, **small),
+        fc6=Dense(4096, dropout=0.5),
+        fc7=Dense(4096, dropout=0.5),
+        fc8=Dense(classes, act=None),
     )  # fmt: skip
+    return with_init(net, "normal_0.01")
 
 
 # Table 3, lower half: "adjust layers" as widths of the layers that differ.

@@ -8,7 +8,27 @@ from functools import partial
 from typing import NamedTuple
 
 from cnnjax.errors import unknown
-from cnnjax.models import alexnet, all_cnn, googlenet, lectures, lenet, local, nin, surgery, vgg, zfnet
+from cnnjax.models import (
+    alexnet,
+    all_cnn,
+    autoencoder,
+    densenet,
+    googlenet,
+    highway,
+    inception_bn,
+    inception_v3,
+    inception_v4,
+    lectures,
+    lenet,
+    local,
+    nin,
+    resnet,
+    resnet_v2,
+    surgery,
+    transform_net,
+    vgg,
+    zfnet,
+)
 from cnnjax.models.chain import Chain
 from cnnjax.models.layers import Norm
 
@@ -81,11 +101,75 @@ CATALOG: dict[str, Entry] = {
     "googlenet_torchvision": Entry(partial(googlenet.googlenet, "torchvision", aux=False), (224, 224, 3)),
     "googlenet_torchvision_aux": Entry(partial(googlenet.googlenet, "torchvision"), (224, 224, 3)),
     # --- Inception-BN, v2, v3 ---
+    "inception_bn": Entry(inception_bn.inception_bn, (224, 224, 3)),
+    "inception_bn_table_literal": Entry(partial(inception_bn.inception_bn, table_literal=True), (224, 224, 3)),
+    "inception_bn_convbias": Entry(partial(inception_bn.inception_bn, conv_bias=True), (224, 224, 3)),
+    "inception_v2_slim": Entry(inception_bn.inception_v2, (224, 224, 3)),
+    "inception_v2_slim_1001": Entry(partial(inception_bn.inception_v2, 1001), (224, 224, 3)),
+    "inception_v3": Entry(partial(inception_v3.inception_v3, aux=False), (299, 299, 3)),
+    "inception_v3_aux": Entry(inception_v3.inception_v3, (299, 299, 3)),
+    "inception_v3_noscale": Entry(partial(inception_v3.inception_v3, aux=False, scale=False), (299, 299, 3)),
     # --- Inception-v4, Inception-ResNet ---
+    "inception_v4": Entry(inception_v4.inception_v4, (299, 299, 3)),
+    "inception_v4_noscale": Entry(partial(inception_v4.inception_v4, scale=False), (299, 299, 3)),
+    "inception_resnet_v1_paper": Entry(partial(inception_v4.inception_resnet, "v1"), (299, 299, 3)),
+    "inception_resnet_v2_paper": Entry(partial(inception_v4.inception_resnet, "v2"), (299, 299, 3)),
+    # What the name stands for everywhere is the released code.
+    "inception_resnet_v2": Entry(partial(inception_v4.inception_resnet, "v2_released"), (299, 299, 3)),
+    "inception_resnet_v2_noscale": Entry(
+        partial(inception_v4.inception_resnet, "v2_released", scale=False), (299, 299, 3)
+    ),
     # --- ResNet, plain ---
+    **{
+        f"resnet{depth}_opt{option}_v1.5": Entry(partial(resnet.resnet, depth, shortcut=option), (224, 224, 3))
+        for depth in (18, 34)
+        for option in ("A", "B", "C")
+    },
+    **{f"resnet{depth}_optB_v1": Entry(partial(resnet.resnet, depth), (224, 224, 3)) for depth in (50, 101, 152)},
+    **{
+        f"resnet{depth}_optB_v1.5": Entry(partial(resnet.resnet, depth, stride_on="3x3"), (224, 224, 3))
+        for depth in (50, 101, 152)
+    },
+    **{f"resnet50_opt{x}_v1": Entry(partial(resnet.resnet, 50, shortcut=x), (224, 224, 3)) for x in ("A", "C")},
+    **{
+        f"resnet{depth}_keras_convbias": Entry(
+            partial(resnet.resnet, depth, conv_bias=True, norm=resnet.KERAS_NORM), (224, 224, 3)
+        )
+        for depth in (50, 101, 152)
+    },
+    **{f"resnet{depth}_v2": Entry(partial(resnet_v2.resnet_v2, depth), (224, 224, 3)) for depth in resnet_v2.UNITS},
+    **{
+        f"resnet{depth}_v2_keras_convbias": Entry(partial(resnet_v2.resnet_v2_keras, depth), (224, 224, 3))
+        for depth in (50, 101, 152)
+    },
+    **{f"plain{depth}": Entry(partial(resnet.plain, depth), (224, 224, 3)) for depth in resnet.TABLE_1},
+    **{
+        f"cifar_resnet{depth}_opt{option}": Entry(partial(resnet.cifar_resnet, depth, shortcut=option), (32, 32, 3))
+        for depth in resnet.CIFAR_DEPTHS
+        for option in ("A", "B")
+    },
+    **{f"cifar_plain{depth}": Entry(partial(resnet.cifar_plain, depth), (32, 32, 3)) for depth in resnet.CIFAR_DEPTHS},
     # --- Highway ---
+    **{f"highway_fc_{depth}_w50": Entry(partial(highway.highway_fc, depth), (28, 28, 1)) for depth in highway.DEPTHS},
+    **{f"plain_fc_{depth}_w71": Entry(partial(highway.plain_fc, depth), (28, 28, 1)) for depth in highway.DEPTHS},
+    "highway_mnist_conv10_w16": Entry(highway.highway_conv, (28, 28, 1)),
+    "highway_mnist_conv10_w32": Entry(partial(highway.highway_conv, 32), (28, 28, 1)),
     # --- DenseNet ---
+    **{f"densenet{depth}": Entry(partial(densenet.densenet, depth), (224, 224, 3)) for depth in densenet.TABLE_1},
+    **{
+        f"densenet_{row}{suffix}": Entry(
+            partial(densenet.densenet_cifar, depth, growth, classes, bottleneck=bottleneck, compression=compression),
+            (32, 32, 3),
+        )
+        for row, (depth, growth, bottleneck, compression) in densenet.TABLE_2.items()
+        for suffix, classes in {"": 10, "_100": 100}.items()
+    },
     # --- image to image ---
+    "johnson_style": Entry(transform_net.transform_net, (256, 256, 3)),
+    "johnson_style_nobias": Entry(partial(transform_net.transform_net, bias=False), (256, 256, 3)),
+    "johnson_sr_x4": Entry(transform_net.super_resolution, (72, 72, 3)),
+    "johnson_sr_x8": Entry(partial(transform_net.super_resolution, 8), (36, 36, 3)),
+    "autoencoder": Entry(autoencoder.autoencoder, (28, 28, 1)),
 }
 
 # Short names for the paper's version.
@@ -97,6 +181,11 @@ SHORT: dict[str, str] = {
     **{f"vgg{depth}": f"vgg_{column}" for depth, column in {11: "A", 13: "B", 16: "D", 19: "E"}.items()},
     **{f"vgg{depth}_bn": f"vgg_{column}_bn" for depth, column in {11: "A", 13: "B", 16: "D", 19: "E"}.items()},
     "googlenet": "googlenet_v1_aux",
+    "inception_v2": "inception_v2_slim",
+    "inception_resnet_v1": "inception_resnet_v1_paper",
+    **{f"resnet{depth}": f"resnet{depth}_optB_v1.5" for depth in (18, 34)},  # basic blocks: v1 is v1.5
+    **{f"resnet{depth}": f"resnet{depth}_optB_v1" for depth in (50, 101, 152)},
+    **{f"cifar_resnet{depth}": f"cifar_resnet{depth}_optA" for depth in resnet.CIFAR_DEPTHS},
 }
 
 

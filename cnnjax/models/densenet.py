@@ -25,6 +25,17 @@ TABLE_1: dict[int, tuple[int, tuple[int, ...]]] = {
     264: (32, (6, 12, 64, 48)),
     161: (48, (6, 12, 36, 24)),
 }
+# Table 2: L, k, bottleneck, compression; the two halves of BC are in Fig. 4 only.
+TABLE_2: dict[str, tuple[int, int, bool, float]] = {
+    "L40_k12":     ( 40, 12, False, 1.0),
+    "L100_k12":    (100, 12, False, 1.0),
+    "L100_k24":    (100, 24, False, 1.0),
+    "b_L100_k12":  (100, 12, True,  1.0),
+    "c_L100_k12":  (100, 12, False, 0.5),
+    "bc_L100_k12": (100, 12, True,  0.5),
+    "bc_L250_k24": (250, 24, True,  0.5),
+    "bc_L190_k40": (190, 40, True,  0.5),
+}
 # fmt: on
 
 NORM = Norm()

@@ -20,6 +20,9 @@ from cnnjax.errors import CnnjaxError, unknown
 from cnnjax.models.chain import Chain, Rows, chain, rows, run
 from cnnjax.models.layers import Conv, Dense, MaxPool
 
+DEPTHS = (10, 20, 50, 100)  # Fig. 1
+Carry = Literal["coupled", "independent"]
+
 
 class Highway(nn.Module):
     """y = H(x) · T(x) + x · C(x) (equation 2), T and C sigmoids; without a `carry`, C = 1 - T (equation 3).
@@ -42,9 +45,6 @@ class Highway(nn.Module):
         return h * t + x * c
 
 
-Carry = Literal["coupled", "independent"]
-
-
 def _highway(layer: partial, *, gate_bias: float, carry: Carry) -> Highway:
     """A highway layer of `layer`s. An independent carry gate starts where the coupled one would: open for T closed."""
     if carry not in ("coupled", "independent"):
@@ -61,7 +61,7 @@ def highway_fc(
 ) -> Chain:
     """The fully connected nets of Fig. 1, images [28, 28, 1]: fc1, highway_2 … highway_`depth`, output.
 
-    The paper has depth 10, 20, 50, 100 and width 50 (the softmax not counted), and drew the gate's bias from -1 to -10.
+    The paper's are `DEPTHS`, which do not count the softmax, of width 50; it drew the gate's bias from -1 to -10.
 
     Raises `CnnjaxError` for a carry gate that there is not.
     """

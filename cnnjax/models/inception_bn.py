@@ -12,7 +12,7 @@ Departures
   one.
 - The paper says 13.6 million parameters; the rows of Figure 5 come to 11.3 million.
 - ε, padding and initial weights are not given: 10⁻³, sizes that halve exactly, He's. Slim's running statistics keep
-  0.9997 of themselves at an update; here 0.9, so that short runs have them too. The 7×7 mean at the end is a global one.
+  0.9997 of themselves at an update; here 0.9, so that short runs have them too. The 7×7 mean at the end is global.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from cnnjax.models.ops import Padding
 
 
 class Module(NamedTuple):
-    """A row of Figure 5. The modules of stride 2 have no 1×1 branch and no projection: what they pool passes through."""
+    """A row of Figure 5. The modules of stride 2 have no 1×1 branch and no projection: what they pool passes on."""
 
     ones: int
     reduce3: int

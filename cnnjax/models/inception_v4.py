@@ -1,9 +1,9 @@
 """Inception-v4, Inception-ResNet-v1 and Inception-ResNet-v2.
 
 C. Szegedy, S. Ioffe, V. Vanhoucke, A. Alemi, "Inception-v4, Inception-ResNet and the impact of residual connections on
-learning", AAAI 2017 (arXiv:1602.07261). Layer names are those of the authors' released code (TensorFlow's slim):
-Inception-A, B, C of v4 are Mixed_5b…, 6b…, 7b…; those of the residual nets block35_1…, block17_1…, block8_1…, after
-their map sizes; the reductions are Mixed_6a and Mixed_7a.
+learning", AAAI 2017 (arXiv:1602.07261). Modules have the paper's names; what it does not name has those of the authors'
+code (TensorFlow's slim), which calls the reductions Mixed_6a and 7a, Inception-A, B, C Mixed_5b…, 6b…, 7b…, and the
+residual modules block35, block17, block8, after their map sizes.
 
 A residual block is relu(x + s · up(branches(x))). The 1×1 convolution `up` has a bias, no normalisation and no
 activation; s < 1 keeps wide nets from dying early in training (section 3.3).
@@ -29,7 +29,17 @@ from cnnjax.models.chain import Chain, Residual, chain, rows
 from cnnjax.models.inception_v3 import AVG, MAX, Branches, C, figure_5, mixed, reduction_a, stem
 from cnnjax.models.layers import Conv, Dense, Dropout, GlobalAvgPool, Norm
 
-# --- Inception-v4 -----------------------------------------------------------------------------------------------------
+
+class Network(NamedTuple):
+    """What the residual nets differ in: numbers of blocks, and filters in the order of the figures."""
+
+    blocks: tuple[int, int, int]
+    a: tuple[int, int]
+    reduction_a: tuple[int, int, int, int]
+    b: tuple[int, int, int, int]
+    reduction_b: tuple[int, int]
+    c: tuple[int, int, int, int]
+
 
 # fmt: off
 # The second half of the stem of Inception-v4 and Inception-ResNet-v2 (Figure 3), 147×147 -> 73×73 -> 71×71 -> 35×35.
@@ -71,51 +81,7 @@ TABLE_1 = {
     "resnet_v1": (192, 192, 256, 384),
     "resnet_v2": (256, 256, 384, 384),
 }
-# fmt: on
-
-
-def _conv(scale: bool) -> partial[Conv]:
-    return partial(Conv, bias=False, norm=Norm(epsilon=1e-3, scale=scale))
-
-
-def _figure_3(conv: partial[Conv]) -> dict[str, nn.Module]:
-    first = list(stem(conv).items())[:3]
-    return {**dict(first), **{name: mixed(branches, conv) for name, branches in FIGURE_3.items()}}
-
-
-def inception_v4(classes: int = 1000, *, scale: bool = True) -> Chain:
-    """Inception-v4 (Figure 9), images [299, 299, 3]: 42,679,816 parameters. `scale=False`: no γ, as slim."""
-    conv = _conv(scale)
-    module = partial(mixed, conv=conv)
-    return chain(
-        _figure_3(conv),                                                            # 35×35, 384 maps
-        **{f"Mixed_5{i}": module(INCEPTION_A) for i in "bcde"},
-        Mixed_6a=module(reduction_a(*TABLE_1["v4"])),                              # 17×17, 1024
-        **{f"Mixed_6{i}": module(INCEPTION_B) for i in "bcdefgh"},
-        Mixed_7a=module(REDUCTION_B),                                               # 8×8, 1536
-        **{f"Mixed_7{i}": module(INCEPTION_C) for i in "bcd"},
-        gap=GlobalAvgPool(),
-        dropout=Dropout(0.2),
-        fc=Dense(classes, act=None),
-    )  # fmt: skip
-
-
-# --- Inception-ResNet -------------------------------------------------------------------------------------------------
-
-
-class Network(NamedTuple):
-    """What the residual nets differ in: numbers of blocks, and filters in the order of the figures."""
-
-    blocks: tuple[int, int, int]
-    a: tuple[int, int]
-    reduction_a: tuple[int, int, int, int]
-    b: tuple[int, int, int, int]
-    reduction_b: tuple[int, int]
-    c: tuple[int, int, int, int]
-
-
 V1, V2 = TABLE_1["resnet_v1"], TABLE_1["resnet_v2"]
-# fmt: off
 NETWORKS = {
     #                      blocks        A         Red.-A  B                      Red.-B      C
     #                      A, B, C       3×3 3×3   k l m n 1×1 | 1×1  1×7  7×1    3×3  3×3    1×1 | 1×1  1×3  3×1
@@ -155,13 +121,37 @@ def resnet_reduction_b(i: int, j: int) -> Branches:
 
 def _stem(version: str, conv: partial[Conv]) -> tuple[dict[str, nn.Module], int]:
     """The layers up to 35×35, and the number of maps that they give."""
-    if version == "v2":
-        return _figure_3(conv), 384
-    shared = dict(stem(conv))
+    layers = dict(stem(conv))
     if version == "v1":  # Figure 14: a convolution in the place of the last pooling
-        del shared["MaxPool_5a_3x3"]
-        return {**shared, "Conv2d_4b_3x3": conv(256, 3, stride=2)}, 256
-    return {**shared, "Mixed_5b": mixed(figure_5(96, proj=64), conv)}, 320
+        del layers["MaxPool_5a_3x3"]
+        return {**layers, "Conv2d_4b_3x3": conv(256, 3, stride=2)}, 256
+    if version == "v2_released":
+        return {**layers, "Mixed_5b": mixed(figure_5(96, proj=64), conv)}, 320
+    first = {name: layers[name] for name in list(layers)[:3]}
+    return {**first, **{name: mixed(branches, conv) for name, branches in FIGURE_3.items()}}, 384
+
+
+def _repeat(name: str, count: int, module: nn.Module) -> dict[str, nn.Module]:
+    return {f"{name}_{i + 1}": module for i in range(count)}
+
+
+def inception_v4(classes: int = 1000, *, scale: bool = True) -> Chain:
+    """Inception-v4 (Figure 9), images [299, 299, 3]: 42,679,816 parameters. `scale=False`: no γ, as slim."""
+    conv = partial(Conv, bias=False, norm=Norm(epsilon=1e-3, scale=scale))
+    module = partial(mixed, conv=conv)
+    return chain(
+        {
+            **_stem("v4", conv)[0],                                                 # 35×35, 384 maps
+            **_repeat("Inception-A", 4, module(INCEPTION_A)),
+            "Reduction-A": module(reduction_a(*TABLE_1["v4"])),                     # 17×17, 1024
+            **_repeat("Inception-B", 7, module(INCEPTION_B)),
+            "Reduction-B": module(REDUCTION_B),                                     # 8×8, 1536
+            **_repeat("Inception-C", 3, module(INCEPTION_C)),
+        },
+        gap=GlobalAvgPool(),
+        dropout=Dropout(0.2),
+        fc=Dense(classes, act=None),
+    )  # fmt: skip
 
 
 def inception_resnet(
@@ -174,34 +164,36 @@ def inception_resnet(
     """Inception-ResNet (Figure 15), images [299, 299, 3]; `version` is a key of `NETWORKS`.
 
     "v1" has 22,756,328 parameters and "v2" 32,433,928; "v2_released", the network that is known as Inception-ResNet-v2,
-    has 55,843,464. `residual_scale` is what the branches of block35, block17 and block8 are multiplied by before they
-    are added, 1.0 for no scaling. `scale=False` normalises without γ, as slim and Keras do.
+    has 55,843,464. `residual_scale` is what the branches of the A, B and C modules are multiplied by before they are
+    added, 1.0 for no scaling. `scale=False` normalises without γ, as slim and Keras do.
 
     Raises `CnnjaxError` for a version that there is not.
     """
     if version not in NETWORKS:
         raise unknown("version of Inception-ResNet", version, NETWORKS)
-    net, conv, released = NETWORKS[version], _conv(scale), version == "v2_released"
+    net = NETWORKS[version]
+    conv = partial(Conv, bias=False, norm=Norm(epsilon=1e-3, scale=scale))
 
-    def blocks(size: int, stage: int, branches: Branches, maps: int) -> dict[str, nn.Module]:
-        up = Conv(maps, 1, act=None)
-        block = Residual(rows(mixed=mixed(branches, conv), up=up), scale=residual_scale[stage])
-        named: dict[str, nn.Module] = {f"block{size}_{i + 1}": block for i in range(net.blocks[stage])}
-        if released and size == 8:
-            named[list(named)[-1]] = block.clone(scale=1.0, act=None)
-        return named
+    def block(branches: Branches, maps: int, scale: float) -> Residual:
+        return Residual(rows(mixed=mixed(branches, conv), up=Conv(maps, 1, act=None)), scale=scale)
 
     layers, a = _stem(version, conv)
     b = a + net.reduction_a[2] + net.reduction_a[3]  # what a reduction gives: its input, pooled, and its convolutions
     c = b + 384 + sum(net.reduction_b)
+    block_a = block(resnet_a(*net.a), a, residual_scale[0])
+    block_b = block(resnet_bc(7, *net.b), b, residual_scale[1])
+    block_c = block(resnet_bc(3, *net.c), c, residual_scale[2])
+    last = {f"Inception-ResNet-C_{net.blocks[2]}": block_c.clone(scale=1.0, act=None), "Conv2d_7b_1x1": conv(1536, 1)}
     return chain(
-        layers,                                                                     # 35×35, 256, 384 or 320 maps
-        **blocks(35, 0, resnet_a(*net.a), a),
-        Mixed_6a=mixed(reduction_a(*net.reduction_a), conv),                        # 17×17, 896, 1152 or 1088
-        **blocks(17, 1, resnet_bc(7, *net.b), b),
-        Mixed_7a=mixed(resnet_reduction_b(*net.reduction_b), conv),                 # 8×8, 1792, 2144 or 2080
-        **blocks(8, 2, resnet_bc(3, *net.c), c),
-        **({"Conv2d_7b_1x1": conv(1536, 1)} if released else {}),
+        {
+            **layers,                                                               # 35×35, 256, 384 or 320 maps
+            **_repeat("Inception-ResNet-A", net.blocks[0], block_a),
+            "Reduction-A": mixed(reduction_a(*net.reduction_a), conv),              # 17×17, 896, 1152 or 1088
+            **_repeat("Inception-ResNet-B", net.blocks[1], block_b),
+            "Reduction-B": mixed(resnet_reduction_b(*net.reduction_b), conv),       # 8×8, 1792, 2144 or 2080
+            **_repeat("Inception-ResNet-C", net.blocks[2], block_c),
+            **(last if version == "v2_released" else {}),
+        },
         gap=GlobalAvgPool(),
         dropout=Dropout(0.2),
         fc=Dense(classes, act=None),

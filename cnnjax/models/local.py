@@ -29,7 +29,7 @@ class UnitBiasConv(Conv):
         return super().finish(x, train, unshared=unshared)
 
 
-SQUASH: dict[str, Any] = {"act": "scaled_tanh", "init": "lecun"}
+SQUASH: dict[str, Any] = {"act": "scaled_tanh", "weight_init": "lecun"}
 HALVE_3: dict[str, Any] = {"kernel": 3, "stride": 2, "pad": ((0, 1), (0, 1)), **SQUASH}  # 16×16 -> 8×8
 HALVE_5: dict[str, Any] = {"kernel": 5, "stride": 2, "pad": ((1, 2), (1, 2)), **SQUASH}  # 8×8 -> 4×4
 
@@ -49,7 +49,7 @@ def lecun1989(net: str = "Net-5", *, classes: int = 10) -> Chain:
     """A network of the report, images [16, 16, 1] from -1 to 1; `net` is a key of `HIDDEN`."""
     if net not in HIDDEN:
         raise unknown("network of 1989", net, HIDDEN)
-    return chain(HIDDEN[net], output=Dense(classes, act=None, init="lecun"))
+    return chain(HIDDEN[net], output=Dense(classes, act=None, weight_init="lecun"))
 
 
 def unshared(net: Chain) -> Chain:

@@ -32,6 +32,8 @@ TABLE_1: dict[int, tuple[str, tuple[int, ...]]] = {
 }
 # fmt: on
 
+CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # Table 6
+
 # The shortcuts of section 4.1. A: identity, with maps of zeros where the width grows. B: a projection where the shape
 # changes, else identity. C: a projection in every block. None: no shortcuts, a plain net.
 Shortcut = Literal["A", "B", "C"] | None
@@ -39,6 +41,7 @@ Shortcut = Literal["A", "B", "C"] | None
 StrideOn = Literal["1x1", "3x3"]
 
 NORM = Norm()
+KERAS_NORM = Norm(epsilon=1.001e-5, momentum=0.99)
 
 
 class PadShortcut(nn.Module):
@@ -104,8 +107,8 @@ def resnet(
     """ResNet-18, 34, 50, 101 or 152 (Table 1), images [224, 224, 3].
 
     The default is the paper's: strides on 1×1 ("v1"), option B. torchvision and timm have `stride_on="3x3"` (no change
-    at 18 and 34), Keras has `conv_bias=True, norm=Norm(epsilon=1.001e-5, momentum=0.99)`. Layers: conv1, pool1,
-    conv2_1 … conv5_3, pool5, fc; inside a block conv1, conv2, conv3 and shortcut.
+    at 18 and 34), Keras has `conv_bias=True, norm=KERAS_NORM`. Layers: conv1, pool1, conv2_1 … conv5_3, pool5, fc;
+    inside a block conv1, conv2, conv3 and shortcut.
 
     Raises `CnnjaxError` for a depth, shortcut or place of the stride that there is not.
     """
@@ -130,7 +133,7 @@ def plain(depth: int = 34, classes: int = 1000, *, norm: Norm = NORM) -> Chain:
 def cifar_resnet(depth: int = 20, classes: int = 10, *, shortcut: Shortcut = "A", norm: Norm = NORM) -> Chain:
     """ResNet of 6n + 2 layers for CIFAR (section 4.2): 16, 32, 64 maps at 32×32, 16×16, 8×8. Images [32, 32, 3].
 
-    The paper has depth 20, 32, 44, 56, 110 and 1202. Layers: conv1, conv2_1 … conv4_n, pool4, fc.
+    The paper's are `CIFAR_DEPTHS`. Layers: conv1, conv2_1 … conv4_n, pool4, fc.
 
     Raises `CnnjaxError` for a depth that is not 6n + 2.
     """

@@ -12,7 +12,7 @@ import flax.linen as nn
 from cnnjax.errors import unknown
 from cnnjax.models.chain import Block, Chain, Residual, rows
 from cnnjax.models.layers import Activation, BatchNorm, Conv, Dense, GlobalAvgPool, MaxPool, Norm
-from cnnjax.models.resnet import NORM, StrideOn
+from cnnjax.models.resnet import KERAS_NORM, NORM, StrideOn
 from cnnjax.models.transform_net import Pad
 
 # How many bottleneck units make conv2_x, conv3_x, conv4_x, conv5_x: Table 1 of arXiv:1512.03385; 200 is this paper's.
@@ -80,13 +80,12 @@ def resnet_v2_keras(depth: int = 50, classes: int = 1000) -> Chain:
     are 28×28, 14×14 and 7×7; conv1, projections and a unit's last convolution have biases; conv1 is not activated
     before its pool, whose padding is zeros that can win.
     """
-    norm = Norm(epsilon=1.001e-5, momentum=0.99)
     return Chain(rows(
         conv1=Conv(64, 7, stride=2, pad=3, act=None),           # 112×112
         pad1=Pad(1, "constant"),
         pool1=MaxPool(3, stride=2),                             # 56×56
-        **_units(depth, stride_on="3x3", keras=True, norm=norm),  # 28, 14, 7, 7
-        norm5=BatchNorm(norm),
+        **_units(depth, stride_on="3x3", keras=True, norm=KERAS_NORM),  # 28, 14, 7, 7
+        norm5=BatchNorm(KERAS_NORM),
         relu5=Activation(),
         pool5=GlobalAvgPool(),
         fc=Dense(classes, act=None),

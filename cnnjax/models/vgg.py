@@ -43,11 +43,11 @@ def vgg(configuration: str = "D", *, classes: int = 1000, norm: Norm | None = No
             if cell == "LRN":
                 layers[f"norm{stage}"] = LRN()
             else:
-                layers[f"conv{stage}_{i}"] = Conv(maps, cell, pad=cell // 2, norm=norm, init="normal_0.1")
+                layers[f"conv{stage}_{i}"] = Conv(maps, cell, pad=cell // 2, norm=norm, weight_init="normal_0.1")
         layers[f"pool{stage}"] = MaxPool(2, stride=2)  # 112, 56, 28, 14, 7
     return chain(
         layers,
-        fc6=Dense(4096, dropout=0.5, init="normal_0.1"),
-        fc7=Dense(4096, dropout=0.5, init="normal_0.1"),
-        fc8=Dense(classes, act=None, init="normal_0.1"),
+        fc6=Dense(4096, dropout=0.5, weight_init="normal_0.1"),
+        fc7=Dense(4096, dropout=0.5, weight_init="normal_0.1"),
+        fc8=Dense(classes, act=None, weight_init="normal_0.1"),
     )  # fmt: skip

@@ -1,0 +1,164 @@
+"""Highway networks: the gates in NumPy, the counts by hand, what learns, and surgery."""
+
+from functools import partial
+
+import by_hand
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from narrow import narrow
+
+from cnnjax.analysis.summary import summarise
+from cnnjax.errors import CnnjaxError
+from cnnjax.models import surgery
+from cnnjax.models.chain import Chain, features, rows
+from cnnjax.models.highway import DEPTHS, Highway, highway_conv, highway_fc, plain_fc
+from cnnjax.models.layers import Dense
+
+IMAGE = (28, 28, 1)
+MEMBERS = {
+    "fully connected": partial(highway_fc, 5, width=8),
+    "independent carry gate": partial(highway_fc, 5, width=8, carry="independent"),
+    "plain": partial(plain_fc, 5, width=8),
+    "convolutional": partial(highway_conv, 4),
+}
+
+
+def logits(net: Chain, variables: dict, images: np.ndarray, **how) -> jax.Array:
+    return by_hand.compiled(partial(net.apply, **how))(variables, images).logits
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_parameters_are_those_of_the_sums_by_hand(depth):
+    first, last = 784 * 50 + 50, 50 * 10 + 10
+    layer, gate = 50 * 50 + 50, 50 * 50 + 50
+    assert summarise(highway_fc(depth), IMAGE).params == first + (depth - 1) * (layer + gate) + last
+    independent = summarise(highway_fc(depth, carry="independent"), IMAGE).params
+    assert independent == first + (depth - 1) * (layer + 2 * gate) + last
+    plain = summarise(plain_fc(depth), IMAGE).params
+    assert plain == (784 * 71 + 71) + (depth - 1) * (71 * 71 + 71) + (71 * 10 + 10)
+
+
+@pytest.mark.parametrize(("width", "printed"), [(16, 39), (32, 151)])
+def test_convolutional_networks_have_the_parameters_of_table_1(width, printed):
+    summary = summarise(highway_conv(width), IMAGE)
+    assert summary.params == 10 * width + 8 * 2 * (9 * width**2 + width) + 9 * width * 10 + 10
+    assert round(summary.params / 1e3) == printed
+    assert [summary[name].output for name in ("pool3", "pool6", "pool9")] == [(n, n, width) for n in (14, 7, 3)]
+
+
+# --- the layer --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carry", ["coupled", "independent"])
+def test_the_gates_in_numpy(carry):
+    layer = highway_fc(2, width=6, carry=carry)["highway_2"]
+    x = by_hand.noise(4, 6)
+    variables = by_hand.scrambled(layer, x)
+    p = {name: variables["params"][name] for name in variables["params"]}
+    pre = {name: x @ array["kernel"] + array["bias"] for name, array in p.items()}
+    h, t = by_hand.relu(pre["transform"]), by_hand.sigmoid(pre["gate"])
+    c = by_hand.sigmoid(pre["carry"]) if carry == "independent" else 1 - t
+    y = by_hand.compiled(lambda v, x: layer.apply(v, x, False))(variables, x)
+    np.testing.assert_allclose(y, h * t + x * c, rtol=1e-5)
+    for wrong in (h * t - x * c, h * t + x * (1 + t), h * c + x * t, h * t + x * t, h * t + by_hand.relu(x) * c):
+        assert not np.allclose(y, wrong, atol=1e-2)
+
+
+def test_the_convolutional_gates_in_numpy():
+    layer = highway_conv(3)["highway_2"]
+    x = by_hand.noise(2, 5, 5, 3)
+    variables = by_hand.scrambled(layer, x)
+    h, t = (
+        by_hand.conv(x, p["kernel"], pad=1) + p["bias"]
+        for p in (variables["params"]["transform"], variables["params"]["gate"])
+    )
+    h, t = by_hand.relu(h), by_hand.sigmoid(t)
+    y = by_hand.compiled(lambda v, x: layer.apply(v, x, False))(variables, x)
+    np.testing.assert_allclose(y, h * t + x * (1 - t), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("carry", ["coupled", "independent"])
+def test_the_gate_s_bias_sets_how_much_is_carried_at_first(carry, key):
+    """Both carry gates start out as open, sigmoid(3): a deep stack passes its input on."""
+    layer = highway_fc(2, width=50, gate_bias=-3.0, carry=carry)["highway_2"]
+    params = layer.init(key, jnp.zeros((1, 50)), False)["params"]
+    assert (params["gate"]["bias"] == -3).all() and not params["transform"]["bias"].any()
+    muted = jax.tree.map(np.zeros_like, params) | {
+        name: {"kernel": np.zeros((50, 50), np.float32), "bias": params[name]["bias"]} for name in params
+    }
+    x = by_hand.noise(4, 50)
+    np.testing.assert_allclose(layer.apply({"params": muted}, x, False), x * by_hand.sigmoid(3), rtol=1e-5)
+
+
+def test_a_layer_that_changes_the_width_is_refused():
+    wrong = Highway(rows(transform=Dense(6)), rows(gate=Dense(6, act=None)))
+    with pytest.raises(
+        CnnjaxError, match=r"keeps the shape of its input; input, H, T and C are \(4,\), \(6,\), \(6,\), \(6,\)"
+    ):
+        wrong.init(jax.random.key(0), jnp.zeros((1, 4)), False)
+
+
+def test_a_carry_gate_that_there_is_not_is_refused():
+    with pytest.raises(CnnjaxError, match="carry gate 'tied'\nlegal: coupled, independent"):
+        highway_fc(carry="tied")
+
+
+# --- what learns, and surgery -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_gradient_reaches_every_leaf(member, strict):
+    assert by_hand.leaves_without_gradient(MEMBERS[member](), by_hand.noise(2, *IMAGE)) == []
+
+
+def test_what_is_rectified_and_what_is_not():
+    net = highway_fc(3, width=8)
+    images = by_hand.noise(4, *IMAGE)
+    variables = by_hand.scrambled(net, images)
+    names = ("fc1", "highway_2/transform", "highway_2/gate", "output")
+    found = by_hand.compiled(lambda v, x: features(net, v, x, names))(variables, images)
+    assert {name: bool(y.min() >= 0) for name, y in found.items()} == {
+        "fc1": True, "highway_2/transform": True, "highway_2/gate": False, "output": False
+    }  # fmt: skip
+
+
+def test_another_activation_leaves_the_gates_sigmoid():
+    net = surgery.with_activation(highway_fc(3, width=8), "tanh")
+    layer = net["highway_2"]
+    assert isinstance(layer, Highway)
+    assert (layer.transform[0].module.act, layer.gate[0].module.act) == ("tanh", None)
+
+
+@pytest.mark.parametrize("make", [partial(highway_fc, 5, width=8), partial(plain_fc, 5, width=8)])
+def test_a_layer_is_skipped_as_if_it_were_removed(make):
+    net = make()
+    images = by_hand.noise(4, *IMAGE)
+    variables = by_hand.scrambled(net, images)
+    third = net.names[2]
+    lesioned = logits(net, variables, images, skip=frozenset({third}))
+    chex.assert_trees_all_close(lesioned, logits(surgery.without(net, third), variables, images), rtol=1e-6)
+    assert not np.allclose(lesioned, logits(net, variables, images))
+    with pytest.raises(CnnjaxError, match=r"'fc1' cannot be skipped: it turns \(28, 28, 1\) into \(8,\)"):
+        net.apply(variables, images, skip=frozenset({"fc1"}))
+
+
+def test_a_network_is_cut_and_gets_a_new_head():
+    net = highway_conv(4)
+    images = by_hand.noise(2, *IMAGE)
+    variables = by_hand.scrambled(net, images)
+    cut = surgery.until(net, "highway_5")
+    inner = by_hand.compiled(lambda v, x: features(net, v, x, "highway_5"))(variables, images)
+    chex.assert_trees_all_close(logits(cut, variables, images), inner, rtol=1e-6)
+    other = surgery.with_head(net, 37)
+    assert {name for name in net.names if other[name] != net[name]} == {"output"}
+    assert summarise(other, IMAGE)["output"].output == (37,)
+
+
+def test_narrow_members_stay_highways():
+    assert narrow(highway_fc(10), by=10) == highway_fc(10, width=5)

@@ -1,11 +1,10 @@
 """Layers written out in NumPy, in float64, for a second opinion; and probes of our own."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from narrow import compiled
 
 from cnnjax.models.chain import Chain
 from cnnjax.models.surgery import map_modules
@@ -40,10 +39,6 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-# For small programs that run once or twice: XLA's optimisation, or a compilation per eager operation, would cost most.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def scrambled(module: nn.Module, images: np.ndarray, seed: int = 0) -> dict:
     """Variables of a network or a row in which no scale is 1, no bias 0 and no statistic neutral, as NumPy arrays."""
     inputs = (images,) if isinstance(module, Chain) else (images, False)
@@ -67,6 +62,11 @@ def modules(net: Chain) -> list[nn.Module]:
     found: list[nn.Module] = []
     map_modules(net, lambda module: found.append(module) or module)
     return found
+
+
+def evaluate(row: nn.Module, variables: dict, x: np.ndarray) -> jax.Array:
+    """What one row gives at inference."""
+    return compiled(lambda v, x: row.apply(v, x, False))(variables, x)
 
 
 def leaves_without_gradient(net: Chain, images: np.ndarray) -> list[str]:

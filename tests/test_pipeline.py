@@ -58,6 +58,7 @@ def test_the_order_is_the_same_on_every_machine_and_numpy():
     assert order(7, 3, 8).tolist() == [7, 1, 6, 0, 4, 2, 3, 5]
 
 
+@settings(deadline=None)
 @given(seed=seeds, epoch=st.integers(0, 10**6), n=sizes)
 def test_an_epoch_visits_every_example_once(seed, epoch, n):
     assert sorted(order(seed, epoch, n)) == list(range(n))
@@ -79,6 +80,7 @@ def test_an_order_cannot_be_changed_by_who_asked_for_it():
         order(0, 0, 8)[0] = 3
 
 
+@settings(deadline=None)
 @given(seed=seeds, batch=sizes, n=sizes, steps=st.integers(1, 30))
 def test_the_batches_are_the_epochs_laid_end_to_end(seed, batch, n, steps):
     stream = np.concatenate([batch_indices(seed, step, batch, n) for step in range(steps)])
@@ -87,7 +89,7 @@ def test_the_batches_are_the_epochs_laid_end_to_end(seed, batch, n, steps):
     np.testing.assert_array_equal(stream, np.concatenate(epochs)[: steps * batch])
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(seed=seeds, steps=st.permutations(range(20)))
 def test_a_batch_does_not_depend_on_what_was_asked_before(seed, steps):
     train = Pipeline(ARRAY, batch=7, seed=seed)
@@ -171,6 +173,7 @@ def test_a_senseless_pipeline_is_refused(options, words):
         evaluation_batches(ARRAY, 0)
 
 
+@settings(deadline=None)
 @given(n=sizes, batch=sizes)
 def test_evaluation_sees_every_example_exactly_once(n, batch):
     split = Split(np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1), np.arange(1, n + 1, dtype=np.int32))
@@ -188,6 +191,7 @@ def test_evaluation_sees_every_example_exactly_once(n, batch):
     np.testing.assert_array_equal(np.concatenate([found["image"] for found in batches])[mask], split.image)
 
 
+@settings(deadline=None)
 @given(n=sizes, batch=sizes)
 def test_evaluation_on_the_device_sees_the_same_examples(n, batch):
     pairs = list(evaluation_indices(n, batch))

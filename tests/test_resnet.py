@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from narrow import narrow
+from narrow import applied, features, narrow
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.errors import CnnjaxError
-from cnnjax.models import surgery
-from cnnjax.models.chain import Block, Chain, Residual, features
+from cnnjax.models import chain, surgery
+from cnnjax.models.chain import Block, Chain, Residual
 from cnnjax.models.resnet import CIFAR_DEPTHS, TABLE_1, PadShortcut, cifar_plain, cifar_resnet, plain, resnet
 from cnnjax.models.resnet_v2 import resnet_v2, resnet_v2_keras
 
@@ -36,14 +36,6 @@ MEMBERS = {
     "v2": resnet_v2,
     "v2 Keras": resnet_v2_keras,
 }
-
-
-def logits(net: Chain, variables: dict, images: np.ndarray, **how) -> jax.Array:
-    return by_hand.compiled(partial(net.apply, **how))(variables, images).logits
-
-
-def maps(net: Chain, variables: dict, images: np.ndarray, *names: str) -> dict[str, jax.Array]:
-    return by_hand.compiled(lambda v, x: features(net, v, x, names))(variables, images)
 
 
 @pytest.fixture(params=MEMBERS)
@@ -174,7 +166,7 @@ def test_the_stride_is_where_it_is_said_to_be():
         net = surgery.until(resnet(stride_on=place), "conv3_1")
         variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *IMAGE)))
         maps = jax.eval_shape(
-            lambda v, x, net=net: features(net, v, x, ("conv3_1/conv1", "conv3_1/conv2")),
+            lambda v, x, net=net: chain.features(net, v, x, ("conv3_1/conv1", "conv3_1/conv2")),
             variables,
             jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32),
         )
@@ -186,14 +178,10 @@ def test_a_plain_net_is_the_option_a_net_without_its_shortcuts():
     images = by_hand.noise(2, *SMALL)
     variables = by_hand.scrambled(net, images)
     chex.assert_trees_all_equal(variables, by_hand.scrambled(bare, images))
-    assert not np.allclose(logits(net, variables, images), logits(bare, variables, images))
+    assert not np.allclose(applied(net, variables, images).logits, applied(bare, variables, images).logits)
 
 
 # --- a second opinion in NumPy ----------------------------------------------------------------------------------------
-
-
-def evaluate(row, variables: dict, x: np.ndarray) -> jax.Array:
-    return by_hand.compiled(lambda v, x: row.apply(v, x, False))(variables, x)
 
 
 def block_by_hand(variables: dict, x: np.ndarray, shortcut: np.ndarray, *, strides: tuple[int, ...]) -> np.ndarray:
@@ -218,7 +206,7 @@ def test_option_a_pads_with_zeros_behind_every_other_pixel(size):
         for j in range(half):
             shortcut[:, i, j, :4] = x[:, 2 * i, 2 * j]
     expected = block_by_hand(variables, x, shortcut, strides=(2, 1))
-    np.testing.assert_allclose(evaluate(block, variables, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_hand.evaluate(block, variables, x), expected, rtol=1e-4, atol=1e-5)
     assert not jax.tree.leaves(PadShortcut(8, 2).init(jax.random.key(0), x, False))
 
 
@@ -230,7 +218,7 @@ def test_a_projected_bottleneck_in_numpy(place, strides):
     p, s = variables["params"]["shortcut"], variables["batch_stats"]["shortcut"]
     shortcut = by_hand.norm(by_hand.conv(x, p["kernel"], stride=2), p["norm"], s["norm"])
     expected = block_by_hand(variables, x, shortcut, strides=strides)
-    np.testing.assert_allclose(evaluate(block, variables, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_hand.evaluate(block, variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv2_1", "conv2_2", "conv3_1"])
@@ -250,7 +238,7 @@ def test_a_pre_activation_unit_in_numpy(name):
     )
     y = by_hand.relu(by_hand.norm(by_hand.conv(y, p["conv2"]["kernel"], pad=1), p["conv2"]["norm"], s["conv2"]["norm"]))
     expected = shortcut + by_hand.conv(y, p["conv3"]["kernel"])
-    np.testing.assert_allclose(evaluate(unit, variables, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_hand.evaluate(unit, variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_keras_pads_its_pool_with_zeros_that_win():
@@ -268,7 +256,7 @@ def test_what_the_papers_rectify_is_rectified(member):
     preactivated = "relu5" in net.names
     block = net["conv3_1"]
     inner = [f"conv3_1/{block.body[-1].name}"] if isinstance(block, Residual) and not preactivated else []
-    found = maps(net, variables, images, *sums, *inner, *(["relu5"] if preactivated else []))
+    found = features(net, variables, images, (*sums, *inner, *(["relu5"] if preactivated else [])))
     for name, y in found.items():
         assert bool(y.min() < 0) == (name != "relu5" and (preactivated or "/" in name)), name
         assert y.max() > 0, name
@@ -285,10 +273,10 @@ def test_a_rectified_shortcut_and_a_missing_relu_are_found_out():
     x = by_hand.noise(2, 6, 6, 4)
     variables = by_hand.scrambled(block, x)
     expected = block_by_hand(variables, x, x, strides=(1, 1))
-    np.testing.assert_allclose(evaluate(block, variables, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_hand.evaluate(block, variables, x), expected, rtol=1e-4, atol=1e-5)
     rectified = surgery.map_modules(Chain(block.body), lambda row: row.clone(act="relu")).layers
     for wrong in (block.clone(act=None), block.clone(body=rectified), Block(block.body)):
-        assert not np.allclose(evaluate(wrong, variables, x), expected, atol=1e-2)
+        assert not np.allclose(by_hand.evaluate(wrong, variables, x), expected, atol=1e-2)
 
 
 # --- surgery ----------------------------------------------------------------------------------------------------------
@@ -299,10 +287,10 @@ def test_an_identity_block_can_be_skipped_and_is_then_as_if_removed():
         net = narrow(shallow(make(), "conv4_2"))
         images = by_hand.noise(1, *SMALL)
         variables = by_hand.scrambled(net, images)
-        lesioned = logits(net, variables, images, skip=frozenset({"conv4_2"}))
-        removed = logits(surgery.without(net, "conv4_2"), variables, images)
+        lesioned = applied(net, variables, images, skip=frozenset({"conv4_2"})).logits
+        removed = applied(surgery.without(net, "conv4_2"), variables, images).logits
         chex.assert_trees_all_close(lesioned, removed, rtol=1e-5)
-        assert not np.allclose(lesioned, logits(net, variables, images))
+        assert not np.allclose(lesioned, applied(net, variables, images).logits)
 
 
 def test_a_block_that_changes_the_shape_cannot_be_skipped_or_removed():
@@ -322,7 +310,9 @@ def test_a_block_that_changes_the_shape_cannot_be_skipped_or_removed():
 def test_a_network_is_cut_gets_a_new_head_and_another_activation(member):
     net, variables, images = member
     cut = surgery.until(net, "conv3_1")
-    chex.assert_trees_all_close(logits(cut, variables, images), maps(net, variables, images, "conv3_1")["conv3_1"])
+    chex.assert_trees_all_close(
+        applied(cut, variables, images).logits, features(net, variables, images, ("conv3_1",))["conv3_1"]
+    )
     other = surgery.with_head(net, 37)
     assert {name for name in net.names if other[name] != net[name]} == {"fc"}
     assert summarise(other, SMALL)["fc"].output == (37,)
@@ -333,8 +323,7 @@ def test_a_network_is_cut_gets_a_new_head_and_another_activation(member):
 def test_frozen_blocks_keep_their_statistics(member):
     net, variables, images = member
     frozen = frozenset(net.names[: net.names.index("conv4_1")])
-    train = partial(net.apply, train=True, frozen=frozen, mutable=["batch_stats"])
-    _, updated = by_hand.compiled(train)(variables, images)
+    _, updated = applied(net, variables, images, train=True, frozen=frozen, mutable=["batch_stats"])
     for name, before in variables["batch_stats"].items():
         kept = [
             np.array_equal(a, b)

@@ -4,8 +4,8 @@ G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely connected convol
 arXiv:1608.06993.
 
 Departures
-- DenseNet-161 (k = 48) is in the authors' repository, not in the paper. Their code gives the stem of every CIFAR net 2k
-  maps; the text, followed here, has 16 unless the net is a -BC.
+- The authors' code gives the stem of every CIFAR net 2k maps; the text, followed here, has 16 unless the net is a -BC.
+- DenseNet-161 (k = 48) is from their repository, not from the paper. DenseNet-264 as tabulated has 265 layers.
 """
 
 import math

@@ -1,0 +1,139 @@
+"""The options of an experiment: given once, typed, explained by their docstrings, kept in `config.json`."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from cnnjax import runfolder
+from cnnjax.errors import CnnjaxError, unknown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every experiment can be asked; an experiment may derive its own from it, with further fields."""
+
+    scale: Literal["smoke", "lab", "paper"] = "lab"
+    """How large: "smoke" shows in seconds that it runs, "lab" takes minutes on a laptop, "paper" is the published
+    recipe, for a GPU. Each scale has defaults of its own for the options below."""
+    data: str = "mnist5k"
+    """Where the images come from: mnist5k, mnist, fashion_mnist, cifar10, cifar100 (or NAME:PATH), tfds:NAME,
+    folder:PATH, npz:PATH."""
+    test_data: str | None = None
+    """Another source, whose test images are scored instead."""
+    seeds: int = 3
+    """How many times each variant is trained, each time from another seed."""
+    seed: int = 0
+    """The first seed; the others are the numbers that follow."""
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="VARIANT")] = ()
+    """Train this variant and no other; may be given several times."""
+    size: int | None = None
+    """Height and width, in pixels, to which the images are brought; None leaves them as they are."""
+    channels: Literal[1, 3] | None = None
+    """1 turns the images grey, 3 makes them RGB; None leaves them as they are."""
+    epochs: float = 10.0
+    """How many times each training image is seen."""
+    batch: int = 64
+    """Images per step."""
+    learning_rate: float = 1e-3
+    """The learning rate that the schedule starts from."""
+    metric: Literal["error", "error5"] = "error"
+    """What is compared: the top-1 ("error") or the top-5 ("error5") test error."""
+    bar: float = 5.0
+    """Test error in % that the reference network must reach; above it the verdict is "underpowered"."""
+    workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the run, by default runs/EXPERIMENT-SCALE. The same command again goes on there, or shows again what
+    came out."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Take all options from this config.json of an earlier run; options that are given beside it win."""
+    fresh: bool = False
+    """Start over; the folder that is there is kept under another name."""
+
+    def __post_init__(self):
+        for name, least in {"seeds": 1, "seed": 0, "batch": 1}.items():
+            if getattr(self, name) < least:
+                raise CnnjaxError(f"{_option(name)} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("epochs", "learning_rate", "bar"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise CnnjaxError(f"{_option(name)} is {getattr(self, name)}; it must be a number above 0")
+
+    def record(self) -> dict[str, Any]:
+        """What is asked for, but not where and how: the fields that `config.json` keeps."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_RECORDED}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+_NOT_RECORDED = ("workdir", "config", "fresh")
+C = TypeVar("C", bound=Config)
+
+
+def parse(name: str, doc: str, scales: Mapping[str, C], variants: Iterable[str], argv: Sequence[str]) -> C:
+    """The settings of the scale that `argv` names, changed by `--config` and then by the other options.
+
+    name, doc, scales, variants: the experiment's. Prints the help and exits for `--help`.
+    """
+    given = _peek(argv)
+    recorded = [] if given["config"] is None else _from_file(name, Path(given["config"]), given["scale"])
+    scale = _peek([*recorded, *argv])["scale"] or "lab"
+    default = scales.get(scale, scales["lab"])  # tyro refuses a scale that there is not
+    command = f"python -m experiments.{name}"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.cli(
+                type(default),
+                prog=command,
+                description=re.sub(r"\n(?=[A-Z]\w+: )", "\n\n", f"{doc.strip()}\nVariants: {', '.join(variants)}"),
+                args=[*recorded, *argv],
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise CnnjaxError(f"{_unboxed(said.getvalue())}\n{command} --help explains every option") from None
+    for variant in config.only:
+        if variant not in variants:
+            raise unknown("variant", variant, variants)
+    return config
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _peek(argv: Sequence[str]) -> dict[str, str | None]:
+    """The two options that decide on the defaults of all others; mistakes are left for tyro to name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--scale", "--config"):
+        parser.add_argument(option, nargs="?")
+    return vars(parser.parse_known_args(argv)[0])
+
+
+def _from_file(experiment: str, path: Path, scale: str | None) -> list[str]:
+    """A `config.json` as the options that it stands for, so that it is checked as they are."""
+    fields = runfolder.read_json(path)
+    name = fields.pop("experiment", None)
+    if name != experiment:
+        raise CnnjaxError(f"{path} is the configuration of experiment {name!r}, not of {experiment!r}")
+    if scale not in (None, fields.get("scale")):
+        raise CnnjaxError(
+            f"{path} is of scale {fields.get('scale')!r}, and --scale says {scale!r}; leave one of them out"
+        )
+    values = {_option(name): value if isinstance(value, list) else [value] for name, value in fields.items()}
+    return [f"{option}={value}" for option in values for value in values[option]]
+
+
+def _unboxed(said: str) -> str:
+    """The first thing that tyro says, and the options that it suggests, without title and frame ."""
+    inside = re.sub("[│╭╮╰╯]", "", said.partition("\n")[2])
+    message, *more = filter(str.strip, re.split(r"[─-]{5,}", inside))
+    likely = re.findall(r"^\s*(--[\w-]+)", more[0], re.MULTILINE) if "Perhaps you meant" in more[0] else []
+    return " ".join(message.split()) + (f"\nperhaps you meant {' or '.join(dict.fromkeys(likely))}" if likely else "")

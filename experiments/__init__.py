@@ -1,0 +1,1 @@
+"""The experiments: one file for each claim, run as `python -m experiments.NAME`; `python -m experiments` lists them."""

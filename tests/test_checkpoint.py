@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import chex
 import jax
@@ -81,7 +79,7 @@ def test_the_newest_checkpoints_stay(state, tmp_path):
 def test_the_leftovers_of_a_killed_save_are_neither_seen_nor_kept(state, tmp_path):
     with checkpoint.opened(tmp_path) as saved:
         checkpoint.save(saved, 1, state, {})
-    torn = tmp_path / "2.orbax-checkpoint-tmp"
+    torn = tmp_path / "9.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "1", torn)
     (torn / "commit_success.txt").unlink()
     with checkpoint.opened(tmp_path) as saved:
@@ -155,11 +153,6 @@ def test_a_fingerprint_holds_no_addresses_and_no_defaults():
     told = checkpoint.fingerprint({"r": Record(named, object())})
     assert told == {"r": "Record", "r.function": "named", "r.thing": "<object object>"}
     assert checkpoint.fingerprint({"r": Record(named, (1, None), 2.0)})["r.value"] == 2.0
-
-
-def test_orbax_is_imported_only_where_it_is_used():
-    code = "import sys, cnnjax.train.loop; print([m for m in sys.modules if m.split('.')[0] in ('orbax', 'grain')])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_rows_are_on_the_disk_when_append_returns_and_a_half_written_one_is_none(tmp_path):

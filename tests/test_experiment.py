@@ -226,5 +226,5 @@ def test_each_scale_has_defaults_of_its_own(fake):
 def test_the_time_left_is_told_after_each_run(fake, capsys):
     fake("--seeds", 1)
     lines = [line for line in capsys.readouterr().out.splitlines() if "seed 0" in line]
-    assert re.fullmatch(r"a, seed 0, test error 1\.00 %; about \d+\.\d min left", lines[0])
-    assert lines[1] == "b, seed 0, test error 1.00 %"
+    assert re.fullmatch(r"a, seed 0, test error 3\.00 %; about \d+\.\d min left", lines[0])
+    assert lines[1] == "b, seed 0, test error 4.00 %"

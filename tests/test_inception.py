@@ -3,12 +3,12 @@
 from functools import partial
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from narrow import initial
+from by_hand import conv, evaluate, modules, noise, norm, relu, scrambled
+from narrow import applied, compiled, initial
 from published import FACTS
 
 from cnnjax.analysis.summary import summarise
@@ -34,30 +34,6 @@ def variables_of(net: Chain, image_shape: tuple[int, int, int]) -> dict:
 
 def size(tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def quick(function, **options):
-    """Compiled without optimisation, which these tests are too small to gain from."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
-
-
-def drawn(net: nn.Module, *images: jax.Array, seed: int = 0, **options) -> dict:
-    """Variables without compiling an initialiser; no statistic, γ or bias is 0 or 1, so that a forgotten one shows."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        if path[-1].key == "kernel":
-            values = rng.normal(size=leaf.shape) * (2 / np.prod(leaf.shape[:-1])) ** 0.5
-        else:
-            values = (
-                rng.uniform(0.5, 1.5, leaf.shape)
-                if path[-1].key in ("scale", "var")
-                else rng.normal(size=leaf.shape) / 9
-            )
-        return jnp.asarray(values, leaf.dtype)
-
-    shapes = jax.eval_shape(partial(net.init, **options), jax.random.key(0), *images)
-    return jax.tree.map_with_path(draw, shapes)
 
 
 # --- counts that others published -------------------------------------------------------------------------------------
@@ -131,12 +107,11 @@ def test_modules_of_inception_bn_pool_by_mean_or_maximum_as_in_figure_5():
     assert {name for name, pool in pools.items() if pool.stride == 2} == {"inception_3c", "inception_4e"}
 
 
-def test_the_separable_convolution_makes_eight_maps_of_each_colour(key):
+def test_the_separable_convolution_makes_eight_maps_of_each_colour():
     conv1 = inception_v2()["conv1"].layers[0].module
-    images = jax.random.normal(key, (1, 14, 14, 3))
-    variables = drawn(conv1, images, train=False)
-    apply = quick(partial(conv1.apply, train=False))
-    change = apply(variables, images) - apply(variables, images.at[..., 1].set(0))
+    images = noise(1, 14, 14, 3)
+    variables = scrambled(conv1, images)
+    change = evaluate(conv1, variables, images) - evaluate(conv1, variables, images * np.float32([1, 0, 1]))
     changed = np.abs(change).max((0, 1, 2)) > 0
     assert np.flatnonzero(changed).tolist() == list(range(8, 16))
 
@@ -144,21 +119,11 @@ def test_the_separable_convolution_makes_eight_maps_of_each_colour(key):
 # --- an independent forward -------------------------------------------------------------------------------------------
 
 
-def conv(x: np.ndarray, row: dict, stats: dict | None, *, pad: tuple[int, int] = (0, 0), stride: int = 1) -> np.ndarray:
-    """relu(BN(convolution)) in NumPy, one output position after the other; without `stats` convolution and bias."""
-    kernel = np.asarray(row["kernel"], np.float64)
-    x = np.pad(x, ((0, 0), (pad[0],) * 2, (pad[1],) * 2, (0, 0)))
-    h, w = kernel.shape[:2]
-    out = np.empty((len(x), (x.shape[1] - h) // stride + 1, (x.shape[2] - w) // stride + 1, kernel.shape[-1]))
-    for i in range(out.shape[1]):
-        for j in range(out.shape[2]):
-            window = x[:, i * stride : i * stride + h, j * stride : j * stride + w]
-            out[:, i, j] = np.einsum("bhwc,hwcf->bf", window, kernel)
-    if stats is None:
-        return out + np.asarray(row["bias"])
-    mean, var = np.asarray(stats["norm"]["mean"]), np.asarray(stats["norm"]["var"])
-    scale, shift = np.asarray(row["norm"]["scale"]), np.asarray(row["norm"]["bias"])
-    return np.maximum((out - mean) / np.sqrt(var + 1e-3) * scale + shift, 0)
+def normalised(x: np.ndarray, row: dict, stats: dict, *, stride: int = 1) -> np.ndarray:
+    """relu(BN(convolution)); it keeps the map's size, or is not padded where it has a stride."""
+    h, w = row["kernel"].shape[:2] if stride == 1 else (1, 1)
+    x = np.pad(x, ((0, 0), (h // 2, h // 2), (w // 2, w // 2), (0, 0)))
+    return relu(norm(conv(x, row["kernel"], stride=stride), row["norm"], stats["norm"], epsilon=1e-3))
 
 
 def mean_of_neighbours(x: np.ndarray, count_padding: bool) -> np.ndarray:
@@ -178,9 +143,7 @@ def in_numpy(grid: str, params: dict, stats: dict, x: np.ndarray, mean: np.ndarr
             row, its = params[f"Branch_{branch}"], stats[f"Branch_{branch}"]
             for part in step.split("/"):
                 row, its = row[part], its[part]
-            h, w = row["kernel"].shape[:2]
-            reduces = stride > 1 and i == len(steps) - 1
-            x = conv(x, row, its, stride=stride) if reduces else conv(x, row, its, pad=(h // 2, w // 2))
+            x = normalised(x, row, its, stride=stride if i == len(steps) - 1 else 1)
         return x
 
     first = "Conv2d_0a_1x1"
@@ -223,16 +186,15 @@ def thin(features: int, *args, **kwargs) -> Conv:
 
 
 @pytest.mark.parametrize("grid", MODULES)
-def test_a_module_gives_what_numpy_gives(grid, key):
+def test_a_module_gives_what_numpy_gives(grid):
     """Maps that are not square, so that 1×7 for 7×1 would show."""
-    x = jax.random.normal(key, (2, 9, 6, 5))
-    exact = np.asarray(x, np.float64)
-    variables = drawn(mixed(MODULES[grid], thin), x, train=False)
+    x = noise(2, 9, 6, 5)
+    variables = scrambled(mixed(MODULES[grid], thin), x)
     for count_padding in (False, True):
         module = mixed(MODULES[grid], thin, count_padding=count_padding)
-        mean = mean_of_neighbours(exact, count_padding)
-        branches = in_numpy(grid, variables["params"], variables["batch_stats"], exact, mean)
-        y = quick(partial(module.apply, train=False))(variables, x)
+        mean = mean_of_neighbours(x, count_padding)
+        branches = in_numpy(grid, variables["params"], variables["batch_stats"], x, mean)
+        y = evaluate(module, variables, x)
         np.testing.assert_allclose(y, np.concatenate(branches, -1), rtol=1e-4, atol=1e-4)
 
 
@@ -244,8 +206,7 @@ def test_two_3x3_in_the_place_of_a_5x5_are_found_out():
     net = inception_v3(aux=False)
     branches = figure_5(64, proj=32)
     factorised = (branches[0], (C(1, 48), C(3, 64), C(3, 64)), *branches[2:])
-    normalised = partial(Conv, bias=False, norm=Norm(epsilon=1e-3))
-    wrong = surgery.replace(net, Mixed_5b=mixed(factorised, normalised))
+    wrong = surgery.replace(net, Mixed_5b=mixed(factorised, partial(Conv, bias=False, norm=Norm())))
     difference = (9 * 48 * 64 + 9 * 64 * 64 + 4 * 64) - (25 * 48 * 64 + 2 * 64)
     assert summarise(wrong, V3).params == 23_834_568 + difference != 23_834_568
 
@@ -271,11 +232,11 @@ def test_printed_projections_of_inception_bn_contradict_its_printed_widths():
             assert y.shape == (1, 14, 14, width)
 
 
-def test_counting_the_padding_changes_the_edges_only(key):
-    x = jax.random.uniform(key, (1, 6, 6, 2))
-    mean, counted = (AvgPool(3, 1, 1, count_padding=c).apply({}, x, False) for c in (False, True))
-    np.testing.assert_allclose(mean[:, 1:-1, 1:-1], counted[:, 1:-1, 1:-1], rtol=1e-6)
-    np.testing.assert_allclose(counted[:, 0, 1:-1], mean[:, 0, 1:-1] * 6 / 9, rtol=1e-6)
+def test_counting_the_padding_changes_the_edges_only():
+    x = noise(1, 6, 6, 2)
+    mean, counted = (evaluate(AvgPool(3, 1, 1, count_padding=c), {}, x) for c in (False, True))
+    np.testing.assert_allclose(mean[:, 1:-1, 1:-1], counted[:, 1:-1, 1:-1], rtol=1e-5)
+    np.testing.assert_allclose(counted[:, 0, 1:-1], mean[:, 0, 1:-1] * 6 / 9, rtol=1e-5)
     assert {m.count_padding for m in means(inception_v3(count_padding=True))} == {True}
     assert {m.count_padding for m in means(inception_v3(aux=False))} == {False}
     assert {m.count_padding for m in means(inception_bn())} == {True}
@@ -284,9 +245,7 @@ def test_counting_the_padding_changes_the_edges_only(key):
 
 def means(net: Chain) -> list[AvgPool]:
     """Every mean in a module (not that of the head for training, which pads nothing)."""
-    found = []
-    surgery.map_modules(net, lambda m: found.append(m) or m if isinstance(m, AvgPool) and m.window == 3 else m)
-    return found
+    return [module for module in modules(net) if isinstance(module, AvgPool) and module.window == 3]
 
 
 # --- narrow members in training ---------------------------------------------------------------------------------------
@@ -299,8 +258,8 @@ MEMBERS = {
 
 def check_training(net: Chain, side: int, key: jax.Array, linear: tuple[str, ...]) -> None:
     """One compiled step: every convolution but the `linear` ones is rectified, and a gradient reaches every leaf."""
-    images = jax.random.normal(key, (3, side, side, 3))
-    variables = drawn(net, images)
+    images = noise(3, side, side, 3)
+    variables = scrambled(net, images)
 
     def loss(params):
         out, state = net.apply(
@@ -313,7 +272,7 @@ def check_training(net: Chain, side: int, key: jax.Array, linear: tuple[str, ...
         )
         return jnp.square(out.logits - 1).sum(), state["intermediates"]
 
-    gradient, maps = jax.device_get(quick(jax.grad(loss, has_aux=True))(variables["params"]))
+    gradient, maps = jax.device_get(compiled(jax.grad(loss, has_aux=True))(variables["params"]))
     check_gradient(gradient)
     for path, y in jax.tree.leaves_with_path(maps):
         name = [part.key for part in path if hasattr(part, "key")][-2]
@@ -337,8 +296,8 @@ def tail():
     net = inception_v3()
     stem = net.names[: net.names.index("Mixed_5b")]
     net = small(net, *stem, "Mixed_5c", "Mixed_5d", "Mixed_6c", "Mixed_6d", "Mixed_7c")
-    images = jax.random.normal(jax.random.key(1), (2, 35, 35, 3))
-    return net, drawn(net, images), images
+    images = noise(2, 35, 35, 3)
+    return net, scrambled(net, images), images
 
 
 def test_the_head_for_training_answers_in_training_only(tail, key):
@@ -361,7 +320,7 @@ def test_a_gradient_of_the_head_reaches_its_leaves_and_what_is_before_it(tail, k
         out, _ = head.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
         return jnp.square(out.aux["AuxLogits"] - 1).sum()
 
-    check_gradient(jax.device_get(quick(jax.grad(loss))(variables["params"])))
+    check_gradient(jax.device_get(compiled(jax.grad(loss))(variables["params"])))
 
 
 # --- surgery ----------------------------------------------------------------------------------------------------------
@@ -395,26 +354,22 @@ def test_frozen_modules_keep_their_statistics(tail, key):
     net, variables, images = tail
     frozen = frozenset({"Mixed_5b", "Mixed_6a", "AuxLogits"})
 
-    @quick
-    def update(variables):
-        rngs = {"dropout": key}
-        return net.apply(variables, images, train=True, frozen=frozen, mutable=["batch_stats"], rngs=rngs)[1]
-
-    after = update(variables)["batch_stats"]
+    _, after = applied(net, variables, images, dropout=key, train=True, frozen=frozen, mutable=["batch_stats"])
     for name, before in variables["batch_stats"].items():
-        kept = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after[name])), strict=True)]
+        kept = [
+            np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (before, after["batch_stats"][name])), strict=True)
+        ]
         assert all(kept) if name in frozen else not any(kept), name
 
 
-def test_a_module_is_skipped_where_its_shape_allows(key):
-    """Nothing need be trained for it: what is skipped gives what the network without it gives."""
+def test_a_module_is_skipped_where_its_shape_allows():
     net = surgery.until(small(inception_v3(aux=False)), "Mixed_5d")
-    assert net["Mixed_5c"] == net["Mixed_5d"]
-    images = jax.random.normal(key, (1, 43, 43, 3))
-    variables = drawn(net, images)
-    apply = quick(lambda variables, skip: net.apply(variables, images, skip=skip).logits, static_argnums=1)
-    shorter = quick(lambda variables: surgery.without(net, "Mixed_5d").apply(variables, images).logits)
-    chex.assert_trees_all_close(apply(variables, frozenset({"Mixed_5d"})), shorter(variables), rtol=1e-5)
+    images = noise(1, 43, 43, 3)
+    variables = scrambled(net, images)
+    lesioned = applied(net, variables, images, skip=frozenset({"Mixed_5d"})).logits
+    shorter = applied(surgery.without(net, "Mixed_5d"), variables, images).logits
+    chex.assert_trees_all_close(lesioned, shorter, rtol=1e-5)
     with pytest.raises(CnnjaxError, match=r"'Mixed_5b' cannot be skipped: it turns \(3, 3, 12\) into \(3, 3, 16\)"):
         jax.eval_shape(lambda: net.apply(variables, images, skip=frozenset({"Mixed_5b"})))
 

@@ -6,9 +6,10 @@ import chex
 import jax
 import numpy as np
 import pytest
-from narrow import initial
+from by_hand import conv, evaluate, modules, noise, relu, scrambled
+from narrow import applied, initial
 from published import FACTS
-from test_inception import check_training, conv, drawn, kernels, quick, size, small, variables_of
+from test_inception import check_training, kernels, normalised, size, small, variables_of
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.errors import CnnjaxError
@@ -93,28 +94,24 @@ def test_modules_have_the_names_and_kernels_of_the_released_code():
 
 
 def test_means_leave_the_padding_out():
-    counted = set()
-    for net in (inception_v4(), inception_resnet("v2_released")):
-        surgery.map_modules(net, lambda m: counted.add(m.count_padding) or m if isinstance(m, AvgPool) else m)
-    assert counted == {False}
+    nets = (inception_v4(), inception_resnet("v2_released"))
+    assert {m.count_padding for net in nets for m in modules(net) if isinstance(m, AvgPool)} == {False}
 
 
 # --- an independent forward -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_a_residual_block_gives_what_numpy_gives(kind, key):
+def test_a_residual_block_gives_what_numpy_gives(kind):
     block = surgery.with_width(inception_resnet("v2"), 1 / 16)[f"{kind}_1"]
-    x = jax.random.normal(key, (2, 8, 5, {"A": 24, "B": 72, "C": 134}[kind[-1]]))
-    variables = drawn(block, x, train=False)
+    x = noise(2, 8, 5, {"A": 24, "B": 72, "C": 134}[kind[-1]])
+    variables = scrambled(block, x)
     rows, stats = variables["params"]["mixed"], variables["batch_stats"]["mixed"]
-    exact = np.asarray(x, np.float64)
 
     def along(branch: int, *steps: str) -> np.ndarray:
-        y = exact
+        y = x
         for step in steps:
-            row, its = rows[f"Branch_{branch}"][step], stats[f"Branch_{branch}"][step]
-            y = conv(y, row, its, pad=(row["kernel"].shape[0] // 2, row["kernel"].shape[1] // 2))
+            y = normalised(y, rows[f"Branch_{branch}"][step], stats[f"Branch_{branch}"][step])
         return y
 
     first, n = "Conv2d_0a_1x1", 7 if kind[-1] == "B" else 3
@@ -126,12 +123,12 @@ def test_a_residual_block_gives_what_numpy_gives(kind, key):
         ]
     else:
         branches = [along(0, first), along(1, first, f"Conv2d_0b_1x{n}", f"Conv2d_0c_{n}x1")]
-    up = conv(np.concatenate(branches, -1), variables["params"]["up"], None)
-    expected = np.maximum(exact + {"A": 0.17, "B": 0.10, "C": 0.20}[kind[-1]] * up, 0)
-    y = quick(partial(block.apply, train=False))(variables, x)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
-    linear = quick(partial(block.clone(act=None, scale=1.0).apply, train=False))(variables, x)
-    np.testing.assert_allclose(linear, exact + up, rtol=1e-4, atol=1e-4)
+    expansion = variables["params"]["up"]
+    up = conv(np.concatenate(branches, -1), expansion["kernel"]) + expansion["bias"]
+    expected = relu(x + {"A": 0.17, "B": 0.10, "C": 0.20}[kind[-1]] * up)
+    np.testing.assert_allclose(evaluate(block, variables, x), expected, rtol=1e-4, atol=1e-4)
+    linear = evaluate(block.clone(act=None, scale=1.0), variables, x)
+    np.testing.assert_allclose(linear, x + up, rtol=1e-4, atol=1e-4)
 
 
 # --- known-wrong copies -----------------------------------------------------------------------------------------------
@@ -191,17 +188,16 @@ def blocks():
     net = small(surgery.until(inception_resnet("v1"), "Inception-ResNet-B_2"))
     stem = net.names[: net.names.index("Inception-ResNet-A_4")]
     net = surgery.without(net, *stem)
-    images = jax.random.normal(jax.random.key(2), (1, 9, 9, 16))
-    return net, drawn(net, images), images
+    images = noise(1, 9, 9, 16)
+    return net, scrambled(net, images), images
 
 
 def test_a_residual_block_is_skipped_and_a_reduction_is_not(blocks):
     net, variables, images = blocks
-    apply = quick(lambda variables, skip: net.apply(variables, images, skip=skip).logits, static_argnums=1)
     for name in ("Inception-ResNet-A_5", "Inception-ResNet-B_1"):
-        shorter = surgery.without(net, name)
-        expected = quick(lambda variables, shorter=shorter: shorter.apply(variables, images).logits)(variables)
-        chex.assert_trees_all_close(apply(variables, frozenset({name})), expected, rtol=1e-5)
+        lesioned = applied(net, variables, images, skip=frozenset({name})).logits
+        shorter = applied(surgery.without(net, name), variables, images).logits
+        chex.assert_trees_all_close(lesioned, shorter, rtol=1e-5)
     with pytest.raises(CnnjaxError, match=r"'Reduction-A' cannot be skipped: it turns \(9, 9, 16\) into \(4, 4, 56\)"):
         jax.eval_shape(lambda: net.apply(variables, images, skip=frozenset({"Reduction-A"})))
 
@@ -210,21 +206,19 @@ def test_frozen_blocks_keep_their_statistics(blocks):
     net, variables, images = blocks
     frozen = frozenset({"Inception-ResNet-A_4", "Reduction-A"})
 
-    @quick
-    def update(variables):
-        return net.apply(variables, images, train=True, frozen=frozen, mutable=["batch_stats"])[1]["batch_stats"]
-
-    after = update(variables)
+    _, after = applied(net, variables, images, train=True, frozen=frozen, mutable=["batch_stats"])
     for name, before in variables["batch_stats"].items():
-        kept = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after[name])), strict=True)]
+        kept = [
+            np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (before, after["batch_stats"][name])), strict=True)
+        ]
         assert all(kept) if name in frozen else not any(kept), name
 
 
 def test_removed_blocks_leave_the_others_with_the_same_initial_weights(blocks, key):
-    net, _, images = blocks
-    before, after = (
-        initial(some, key, images)["params"] for some in (net, surgery.without(net, "Inception-ResNet-A_5"))
-    )
+    net = surgery.without(blocks[0], "Reduction-A", "Inception-ResNet-B_1", "Inception-ResNet-B_2")
+    shorter = surgery.without(net, "Inception-ResNet-A_5")
+    before, after = (initial(some, key, blocks[2])["params"] for some in (net, shorter))
     assert set(before) - set(after) == {"Inception-ResNet-A_5"}
     for name, layer in after.items():
         chex.assert_trees_all_equal(layer, before[name])
@@ -240,9 +234,8 @@ def test_a_new_head_and_another_cut_leave_the_rest():
 
 def test_another_activation_reaches_into_the_blocks_and_leaves_the_expansions_linear():
     net = surgery.with_activation(inception_resnet("v2_released"), "elu")
-    acts = {"up": set(), "last": net["Inception-ResNet-C_10"].act, "block": net["Inception-ResNet-C_9"].act}
-    surgery.map_modules(net, lambda m: acts["up"].add(m.body[1].module.act) or m if isinstance(m, Residual) else m)
-    assert acts == {"up": {None}, "last": None, "block": "elu"}
+    assert {m.body[1].module.act for m in modules(net) if isinstance(m, Residual)} == {None}
+    assert (net["Inception-ResNet-C_9"].act, net["Inception-ResNet-C_10"].act) == ("elu", None)
 
 
 def test_an_unknown_version_is_named_with_the_legal_ones():

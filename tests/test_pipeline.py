@@ -2,8 +2,12 @@
 
 import itertools
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -124,6 +128,23 @@ def test_the_batches_are_the_same_for_every_number_of_workers(lazy):
         for batch, other in zip(with_workers, expected, strict=True):
             assert_same(batch, other)
     assert not multiprocessing.active_children()
+
+
+def test_workers_leave_no_complaints_when_the_program_ends(lazy, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import numpy as np
+from cnnjax.data.pipeline import Pipeline
+from cnnjax.data.splits import EncodedImages, Split
+
+if __name__ == "__main__":
+    images = EncodedImages({list(lazy.image.items)}, np.arange(23), "files", size=(5, 4))
+    batches = list(Pipeline(Split(images, np.arange(23)), batch=6, seed=1, workers=1).iterate(0, 3))
+    print(len(batches))
+""")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
+    assert (found.stdout, found.stderr) == ("3\n", "")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -690,7 +690,7 @@ def prepared(tmp_path_factory) -> Path:
 
         def _info(self):
             features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["round", "square"])}
-            features = tfds.features.FeaturesDict(features)
+            features = tfds.features.FeaturesDict({**features, "mask": tfds.features.Image(shape=(None, None, 1))})
             return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
 
         def _split_generators(self, dl_manager):
@@ -701,7 +701,7 @@ def prepared(tmp_path_factory) -> Path:
                 file = io.BytesIO()
                 Image.fromarray(pixels).save(file, "PNG")
                 file.seek(0)
-                yield i, {"image": file, "label": i % 2}
+                yield i, {"image": file, "label": i % 2, "mask": io.BytesIO(b"never decoded")}
 
     folder = tmp_path_factory.mktemp("tfds")
     SmallShapes(data_dir=str(folder), file_format="array_record").download_and_prepare()

@@ -15,6 +15,7 @@ from cnnjax.analysis.summary import activation_bytes, summarise
 from cnnjax.errors import CnnjaxError
 from cnnjax.models import ops, surgery
 from cnnjax.models.alexnet import alexnet
+from cnnjax.models.catalog import entry
 from cnnjax.models.chain import chain, rows
 from cnnjax.models.layers import Conv, ConvTranspose, Dense, LocalConv, MaxPool
 from cnnjax.models.zfnet import zfnet
@@ -92,6 +93,19 @@ def test_a_wrong_network_does_not_have_the_published_number(wrong, right, fact):
     assert getattr(summarise(right, shape), field) == FACTS[name][field]
     with contextlib.suppress(CnnjaxError):  # it may not even fit
         assert getattr(summarise(wrong, shape), field) != FACTS[name][field]
+
+
+@pytest.mark.parametrize(
+    "name, depth",
+    [("lenet5", 5), ("lenet5_1998", 4), ("alexnet", 8), ("vgg16", 16), ("vgg19", 19), ("googlenet", 22), ("nin", 9),
+     ("resnet18", 18), ("resnet34", 34), ("resnet50", 50), ("resnet101", 101), ("resnet152", 152), ("plain34", 34),
+     ("cifar_resnet20", 20), ("cifar_resnet110", 110), ("densenet121", 121), ("densenet_bc_L100_k12", 100),
+     ("highway_fc_10_w50", 11)],
+)  # fmt: skip
+def test_the_longest_path_has_as_many_layers_as_the_name_says(name, depth):
+    """Highway counts its first plain layer and not the softmax; the output of 1998 has nothing that learns."""
+    made = entry(name)
+    assert summarise(made.make(), made.input).depth == depth
 
 
 def test_an_image_that_is_too_small_names_the_layer():

@@ -13,8 +13,8 @@ from cnnjax.errors import CnnjaxError
 from cnnjax.models import surgery
 from cnnjax.models.autoencoder import autoencoder
 from cnnjax.models.chain import Chain, Residual
-from cnnjax.models.layers import BatchNorm, Conv, ConvTranspose
-from cnnjax.models.transform_net import Crop, Pad, Pixels, super_resolution, transform_net
+from cnnjax.models.layers import BatchNorm, Conv, ConvTranspose, Pad
+from cnnjax.models.transform_net import Crop, Pixels, super_resolution, transform_net
 
 SIZE = 48  # small, and above the 40 pixels that are mirrored
 

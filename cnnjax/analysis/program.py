@@ -29,41 +29,51 @@ CONSTANT = ()  # depends on no pixel at all
 
 
 class Cost(NamedTuple):
-    """Multiply-adds for the traced batch, and what an output depends on."""
+    """Multiply-adds for the traced batch; layers with weights on the longest path; what an output depends on."""
 
     macs: int
+    depth: int
     reach: Reaches
 
 
+class _Value(NamedTuple):
+    """What is known of an array in the program."""
+
+    reach: Any  # `CONSTANT` where no pixel is in it
+    depth: int
+
+
 def cost(jaxpr: core.ClosedJaxpr, image: int, start: Reaches = PIXEL) -> Cost:
-    """The cost of `jaxpr` and the reach of its first output; input number `image` holds the [batch, height, width, …]
-    maps.
+    """The cost of `jaxpr` and the reach of its first output; its input number `image` holds maps [batch, height, …].
 
     Multiply-adds are those of convolutions (weights × output positions; × input positions where the convolution is
     transposed, padding included as the papers count it) and of matrix products. Everything else counts nothing.
     """
-    states: list[Any] = [CONSTANT] * len(jaxpr.jaxpr.invars)
-    states[image] = start
-    macs, outputs = _walk(jaxpr.jaxpr, states)
-    return Cost(macs, outputs[0] if outputs[0] != CONSTANT else start)
+    values = [_Value(CONSTANT, 0)] * len(jaxpr.jaxpr.invars)
+    values[image] = _Value(start, 0)
+    macs, outputs = _walk(jaxpr.jaxpr, values)
+    reach, depth = outputs[0]
+    return Cost(macs, depth, start if reach == CONSTANT else reach)
 
 
-def _walk(jaxpr: core.Jaxpr, inputs: Sequence[Any]) -> tuple[int, list[Any]]:
-    known: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
+def _walk(jaxpr: core.Jaxpr, inputs: Sequence[_Value]) -> tuple[int, list[_Value]]:
+    known: dict[Any, _Value] = dict(zip(jaxpr.invars, inputs, strict=True))
     macs = 0
 
-    def read(atom):
-        return CONSTANT if isinstance(atom, core.Literal) else known.get(atom, CONSTANT)
+    def read(atom) -> _Value:
+        nothing = _Value(CONSTANT, 0)
+        return nothing if isinstance(atom, core.Literal) else known.get(atom, nothing)
 
     for eqn in jaxpr.eqns:
-        states = [read(atom) for atom in eqn.invars]
+        values = [read(atom) for atom in eqn.invars]
         inner = _inner(eqn)
         if inner is not None:
-            more, results = _walk(inner, states[len(states) - len(inner.invars) :])
-            macs += more
+            more, results = _walk(inner, values[len(values) - len(inner.invars) :])
         else:
-            macs += _macs(eqn)
-            results = [_step(eqn, states)] * len(eqn.outvars)
+            more = _macs(eqn)
+            depth = max((value.depth for value in values), default=0) + (more > 0)
+            results = [_Value(_step(eqn, [value.reach for value in values]), depth)] * len(eqn.outvars)
+        macs += more
         known.update(zip(eqn.outvars, results, strict=True))
     return macs, [read(atom) for atom in jaxpr.outvars]
 
@@ -170,7 +180,8 @@ def _same_maps(eqn, reaches: Any, operand: int) -> Reaches:
     return reaches if len(before) == len(after) and before[:3] == after[:3] else None
 
 
-# By primitive, (equation, reaches of the first operand that has any, its number) -> reaches; others join what they read.
+# By primitive, (equation, reaches of the first operand that has any, its number) -> reaches; others join what they
+# read.
 _RULES = {
     "conv_general_dilated": _conv,
     "reduce_window_sum": _pool,

@@ -20,7 +20,8 @@ from cnnjax.models.ops import reference_forms
 class Row(NamedTuple):
     """A layer: its output without the batch, its trainable scalars by kind, multiply-adds for one image.
 
-    `field` is the receptive field in input pixels, (rows, columns), None where a unit sees the whole image.
+    `depth`: layers with weights on the longest way through it, 3 for a bottleneck. `field` is the receptive field in
+    input pixels, (rows, columns), None where a unit sees the whole image.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     biases: int
     norms: int
     macs: int
+    depth: int
     field: tuple[int, int] | None
 
     @property
@@ -44,6 +46,7 @@ class Summary(NamedTuple):
     rows: tuple[Row, ...]
     params: int
     macs: int
+    depth: int  # the number in "VGG-16", "ResNet-50"
     heads: frozenset[str]
 
     def __getitem__(self, name):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -59,6 +62,7 @@ class _Traced(NamedTuple):
     biases: int
     norms: int
     macs: int
+    depth: int
     reach: Any
 
 
@@ -72,13 +76,13 @@ def _trace(module: nn.Module, shape: tuple[int, ...], reach: Any) -> _Traced:
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     with reference_forms(True):
         jaxpr, (output, variables) = jax.make_jaxpr(call, return_shape=True)(jax.random.key(0), image)
-    macs, reach = program.cost(jaxpr, 1, reach)
+    found = program.cost(jaxpr, 1, reach)
     normalised = {path[:-1] for path, _ in _leaves(variables.get("batch_stats", {}))}
     kinds = {"weights": 0, "biases": 0, "norms": 0}
     for path, leaf in _leaves(variables.get("params", {})):
         kind = "norms" if path[:-1] in normalised else "biases" if path[-1] == "bias" else "weights"
         kinds[kind] += leaf.size
-    return _Traced(output.shape[1:], **kinds, macs=macs, reach=reach)
+    return _Traced(output.shape[1:], **kinds, **found._asdict())
 
 
 def _leaves(tree) -> list[tuple[tuple[str, ...], Any]]:
@@ -97,7 +101,7 @@ def summarise(net: Chain, image_shape: tuple[int, int, int]) -> Summary:
         except CnnjaxError as error:
             raise CnnjaxError(f"layer {name}: {error}") from None
         field = None if traced.reach is None else (traced.reach[0].field, traced.reach[1].field)
-        counts = (traced.weights, traced.biases, traced.norms, traced.macs)
+        counts = (traced.weights, traced.biases, traced.norms, traced.macs, traced.depth)
         rows.append(Row(name, type(module).__name__, traced.output, *counts, field))
         return traced.output, traced.reach
 
@@ -107,7 +111,9 @@ def summarise(net: Chain, image_shape: tuple[int, int, int]) -> Summary:
         for head in net.aux:
             if head.at == layer.name:
                 add(head.name, head.module, shape, reach)
-    return Summary(tuple(rows), sum(r.params for r in rows), sum(r.macs for r in rows), frozenset(heads))
+    params, macs = sum(row.params for row in rows), sum(row.macs for row in rows)
+    depth = sum(row.depth for row in rows if row.name not in heads)
+    return Summary(tuple(rows), params, macs, depth, frozenset(heads))
 
 
 def activation_bytes(net: Chain, image_shape: tuple[int, int, int]) -> int:
@@ -127,7 +133,8 @@ def activation_bytes(net: Chain, image_shape: tuple[int, int, int]) -> int:
             return net.apply({"params": params, **stats}, x, train=True, mutable=[*stats], rngs=rngs)[0]
 
         held = {id(leaf) for leaf in jax.tree.leaves(variables)}
-        return [leaf for leaf in jax.tree.leaves(jax.vjp(forward, variables["params"])[1]) if id(leaf) not in held]
+        found = {id(leaf): leaf for leaf in jax.tree.leaves(jax.vjp(forward, variables["params"])[1])}
+        return [leaf for name, leaf in found.items() if name not in held]
 
     with reference_forms(True):
         saved = jax.eval_shape(kept, variables, image)

@@ -138,7 +138,9 @@ def _ahead(
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(iterable)
     try:
-        yield from iterator
+        for found in iterator:
+            # A worker's arrays lie in shared memory, and one that is left when the program ends is complained of
+            yield {key: np.array(found.pop(key)) for key in list(found)} if workers else found
     finally:
         iterator.close()
 

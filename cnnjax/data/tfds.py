@@ -32,12 +32,9 @@ def read(where: str) -> Stored:
 
     Raises: CnnjaxError where the set is unknown, not prepared as ArrayRecord, or not of images with one label each.
     """
-    import absl.logging
     import tensorflow_datasets as tfds
 
     name, _, folder = where.partition("@")
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)  # an unprepared set is warned of, and then refused by us
     try:
         builder: Any = tfds.builder(name, data_dir=os.path.expanduser(folder) or None)
         sources = _sources(builder, where)
@@ -47,8 +44,6 @@ def read(where: str) -> Stored:
         said = [line.rpartition('}": ')[2].strip()[:200] for line in str(error).splitlines() if line.strip()]
         said = [line for line in said if line.startswith("Did you mean")] or said[:1]
         raise CnnjaxError("\n".join([f"tfds:{where}: TensorFlow Datasets cannot open it", *said])) from error
-    finally:
-        absl.logging.set_verbosity(verbosity)
     features = dict(builder.info.features.items())
     image, label = map(str, (builder.info.supervised_keys or ("image", "label"))[:2])
     wanted = {image: tfds.features.Image, label: tfds.features.ClassLabel}
@@ -60,7 +55,10 @@ def read(where: str) -> Stored:
     channels = 1 if features[image].shape[-1] == 1 else 3
     splits = {}
     for split, source in sources.items():
-        source.decoders = {image: tfds.decode.SkipDecoding()}  # bytes: we decode them as safely as any other file
+        # Images stay bytes: ours we decode as safely as any other file, others (masks) nobody asks for
+        source.decoders = {
+            key: tfds.decode.SkipDecoding() for key in features if isinstance(features[key], tfds.features.Image)
+        }
         labels = np.fromiter((record[label] for record in source), np.int64, len(source))
         images = EncodedImages(Column(source, image), np.arange(len(source)), f"tfds:{where} {split}", channels)
         splits[split] = Split(images, labels)

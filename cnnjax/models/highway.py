@@ -61,8 +61,8 @@ def highway_fc(
 ) -> Chain:
     """The fully connected nets of Fig. 1, images [28, 28, 1]: fc1, highway_2 … highway_`depth`, output.
 
-    The paper's are `DEPTHS`, which do not count the softmax, of width 50. Its random search drew the gate's bias from -1
-    to -10, and H as ReLU or tanh (`surgery.with_activation`, which leaves the gates alone).
+    The paper's are `DEPTHS`, which do not count the softmax, of width 50. Its random search drew the gate's bias from
+    -1 to -10, and H as ReLU or tanh (`surgery.with_activation`, which leaves the gates alone).
 
     Raises `CnnjaxError` for a carry gate that there is not.
     """

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -280,6 +280,23 @@ class Activation(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         return ACTIVATIONS[self.act](x)
+
+
+class Pad(nn.Module):
+    """`amount` pixels more on each side: mirrored at the border ("reflect") or zeros ("constant")."""
+
+    amount: int
+    mode: Literal["reflect", "constant"] = "reflect"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.mode == "reflect" and min(x.shape[1:3]) <= self.amount:
+            raise CnnjaxError(
+                f"an image of {x.shape[1]}×{x.shape[2]} has no {self.amount} pixels to mirror\n"
+                f"give one of at least {self.amount + 1}×{self.amount + 1}"
+            )
+        sides = (self.amount, self.amount)
+        return jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode=self.mode)
 
 
 class Dropout(nn.Module):

@@ -11,9 +11,8 @@ import flax.linen as nn
 
 from cnnjax.errors import unknown
 from cnnjax.models.chain import Block, Chain, Residual, rows
-from cnnjax.models.layers import Activation, BatchNorm, Conv, Dense, GlobalAvgPool, MaxPool, Norm
+from cnnjax.models.layers import Activation, BatchNorm, Conv, Dense, GlobalAvgPool, MaxPool, Norm, Pad
 from cnnjax.models.resnet import KERAS_NORM, NORM, StrideOn
-from cnnjax.models.transform_net import Pad
 
 # How many bottleneck units make conv2_x, conv3_x, conv4_x, conv5_x: Table 1 of arXiv:1512.03385; 200 is this paper's.
 # fmt: off

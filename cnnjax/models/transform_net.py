@@ -12,34 +12,16 @@ Departures
 
 import math
 from functools import partial
-from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.errors import CnnjaxError, unknown
+from cnnjax.errors import unknown
 from cnnjax.models.chain import Chain, Residual, rows
-from cnnjax.models.layers import Conv, ConvTranspose, Norm
+from cnnjax.models.layers import Conv, ConvTranspose, Norm, Pad
 
 NORM = Norm()
-
-
-class Pad(nn.Module):
-    """`amount` pixels more on each side: mirrored at the border ("reflect") or zeros ("constant")."""
-
-    amount: int
-    mode: Literal["reflect", "constant"] = "reflect"
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if self.mode == "reflect" and min(x.shape[1:3]) <= self.amount:
-            raise CnnjaxError(
-                f"an image of {x.shape[1]}×{x.shape[2]} has no {self.amount} pixels to mirror\n"
-                f"give one of at least {self.amount + 1}×{self.amount + 1}"
-            )
-        sides = (self.amount, self.amount)
-        return jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode=self.mode)
 
 
 class Crop(nn.Module):

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 class CnnjaxError(Exception):
     """Wrong input: one to five lines that say what is wrong, with which value, and what would be right.
 
-    The command lines print it on stderr without a traceback and exit with code 2.
+    The command lines print it on stderr without a traceback and exit with its `exit_code`.
     """
+
+    exit_code = 2
 
 
 def unknown(kind: str, name: object, legal) -> CnnjaxError:
@@ -19,9 +21,9 @@ def unknown(kind: str, name: object, legal) -> CnnjaxError:
 
 @contextlib.contextmanager
 def exit_with_error() -> Iterator[None]:
-    """Around a command line: a `CnnjaxError` becomes its lines on stderr and exit code 2, without a traceback."""
+    """Around a command line: a `CnnjaxError` becomes its lines on stderr and its exit code, without a traceback."""
     try:
         yield
     except CnnjaxError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)

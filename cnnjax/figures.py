@@ -40,7 +40,7 @@ def comparison(results: Mapping[str, Any]) -> str:
             if row["published"] is not None:
                 panels[1].plot(row["published"], y, "s", color=COLOURS[1], ms=6.5)
                 panels[1].annotate(
-                    f"{row['published']:g}",
+                    str(row["published"]),
                     (row["published"], y),
                     (7, 0),
                     textcoords="offset points",
@@ -49,6 +49,7 @@ def comparison(results: Mapping[str, Any]) -> str:
                 )
         panels[0].set_yticks(range(len(rows)), [row["variant"] for row in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
+        panels[0].set_xlim(left=0)
         panels[0].set_xlabel(f"this run, {results['data']['name']}: {METRICS[results['metric']]}")
         handles, labels = panels[0].get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
@@ -67,7 +68,7 @@ def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8.5, 3.8), layout="constrained")
@@ -92,11 +93,79 @@ def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence
         if not axes.lines:
             return ""
         axes.set_yscale("log")
-        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        if max(axes.get_xlim()) > 4:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=METRICS[results["metric"]])
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         return _svg(figure)
+
+
+def bubbles(points: Sequence[tuple[str, float, float, float, bool]]) -> str:
+    """Error over cost, a bubble a network: (label, billion multiply-adds, top-1 error %, million parameters, filled).
+
+    Readable in black and white: every bubble has its name, beside it where no other name or bubble is.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 7), layout="constrained")
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"], minor=False)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel="multiply-adds for one image, billions", ylabel="top-1 error, %")
+        for _, macs, error, params, filled in sorted(points, key=lambda point: -point[3]):
+            face = "#bbbbbb" if filled else "white"
+            axes.scatter(macs, error, s=8 * params, facecolor=face, edgecolor="black", linewidth=1, alpha=0.85)
+        for params in (5, 50, 150):
+            axes.scatter([], [], s=8 * params, facecolor="white", edgecolor="black", label=f"{params} M parameters")
+        axes.legend(loc="upper right", frameon=False, labelspacing=2.2, borderpad=1.5, handletextpad=1.5)
+        costs = [point[1] for point in points]
+        axes.set_xlim(min(costs) / 1.6, max(costs) * 2.2)
+        low, high = min(p[2] for p in points) - 1.5, max(p[2] for p in points) + 2
+        axes.set_ylim(low, high)
+        figure.draw_without_rendering()  # places the axes, so that names can be laid out in points on the page
+        taken = []  # (left, bottom, right, top) of bubbles and names
+        centres = {}
+        for label, macs, error, params, _ in points:
+            x, y = axes.transData.transform((macs, error)) * 72 / figure.dpi
+            radius = math.sqrt(8 * params) / 2
+            centres[label] = x, y, radius
+            taken.append((x - radius, y - radius, x + radius, y + radius))
+        for label, (x, y, radius) in centres.items():
+            left, bottom = _free_place(x, y, radius, 4.9 * len(label), taken)
+            taken.append((left, bottom, left + 4.9 * len(label), bottom + 9))
+            far = math.hypot(max(left - x, x - left - 4.9 * len(label), 0), bottom + 4 - y) > radius + 8
+            line = {"arrowstyle": "-", "color": "#777777", "lw": 0.6, "shrinkB": radius} if far else None
+            axes.annotate(
+                label,
+                (x, y),
+                (left, bottom),
+                xycoords="figure points",
+                textcoords="figure points",
+                fontsize=8.5,
+                arrowprops=line,
+            )
+        return _svg(figure)
+
+
+def _free_place(
+    x: float, y: float, radius: float, width: float, taken: Sequence[Sequence[float]]
+) -> tuple[float, float]:
+    """Where a name of this width, in points, goes beside its bubble without touching another name or bubble."""
+    for gap in range(3, 200, 4):
+        for angle in (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90):
+            dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            left = x + (radius + gap) * dx - (0 if dx > 0.01 else width if dx < -0.01 else width / 2)
+            bottom = y + (radius + gap) * dy - 4
+            if all(left > x1 or left + width < x0 or bottom > y1 or bottom + 9 < y0 for x0, y0, x1, y1 in taken):
+                return left, bottom
+    return x + radius, y
 
 
 def _svg(figure) -> str:

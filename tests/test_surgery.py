@@ -74,6 +74,8 @@ def test_widths_by_name():
 def test_width_scales_everything_but_the_head():
     net = surgery.with_width(alexnet(10), 1 / 4)
     assert [net[name].features for name in ("conv1", "conv2", "fc6", "fc8")] == [24, 64, 1024, 10]
+    narrow = surgery.with_width(tiny(), 1 / 2)
+    assert narrow.aux[0].module.layers[-1].module.features == narrow["fc6"].features == 5  # classes, not widths
     assert surgery.with_width(alexnet(), 1 / 96)["conv2"].features % 2 == 0  # two towers
 
 

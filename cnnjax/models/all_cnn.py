@@ -27,11 +27,11 @@ BASE = {
 
 # Table 2, for C; A and B likewise: what ends each of these two stages. "Base-CNN" is the "Model" of Table 3.
 VARIANTS = {
-    #                3×3 convolution   its stride   max-pooling
-    "Base-CNN":     (False,            None,        True),
-    "Strided-CNN":  (False,            2,           False),  # of the last convolution that the base model has
-    "ConvPool-CNN": (True,             1,           True),
-    "All-CNN":      (True,             2,           False),
+    #                one more 3×3   stride of the last convolution   max-pooling
+    "Base-CNN":     (False,         1,                               True),
+    "Strided-CNN":  (False,         2,                               False),
+    "ConvPool-CNN": (True,          1,                               True),
+    "All-CNN":      (True,          2,                               False),
 }
 # fmt: on
 
@@ -46,13 +46,13 @@ def all_cnn(base: str = "C", variant: str = "All-CNN", *, classes: int = 10) -> 
         raise unknown("base model", base, BASE)
     if variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)
-    extra, stride, pool = VARIANTS[variant]
+    more, stride, pool = VARIANTS[variant]
     layers: dict[str, nn.Module] = {"drop0": Dropout(0.2)}
     for stage, (maps, kernels) in enumerate(zip((96, 192), BASE[base], strict=True), start=1):
-        kernels = (*kernels, 3) if extra else kernels
+        kernels = (*kernels, 3) if more else kernels
         for i, kernel in enumerate(kernels, start=1):
-            last = stride if i == len(kernels) and stride else 1
-            layers[f"conv{stage}_{i}"] = Conv(maps, kernel, stride=last, pad=kernel // 2)
+            last = i == len(kernels)
+            layers[f"conv{stage}_{i}"] = Conv(maps, kernel, stride=stride if last else 1, pad=kernel // 2)
         if pool:
             layers[f"pool{stage}"] = MaxPool(3, stride=2, ceil=True)
         layers[f"drop{stage}"] = Dropout(0.5)

@@ -5,14 +5,29 @@ the name into the initialiser's key, the very same initial values: an ablation i
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from cnnjax.errors import CnnjaxError, unknown
 from cnnjax.models.chain import Aux, Chain, Layer
-from cnnjax.models.layers import ACTIVATIONS, INITS
+from cnnjax.models.layers import (
+    ACTIVATIONS,
+    INITS,
+    LRN,
+    Activation,
+    BatchNorm,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Weighted,
+)
 
 
 def _known(net: Chain, names) -> None:
@@ -59,27 +74,15 @@ def with_features(net: Chain, **widths: int) -> Chain:
 
 def with_head(net: Chain, classes: int) -> Chain:
     """The network for another number of classes: its last layer with weights, and that of every head, made anew."""
-
-    def resize(rows):
-        for i in reversed(range(len(rows))):
-            module = rows[i].module
-            if hasattr(module, "features"):
-                resized = dataclasses.replace(rows[i], module=module.clone(features=classes))
-                return (*rows[:i], resized, *rows[i + 1 :])
-            inner = getattr(module, "layers", None)
-            if inner:
-                resized = dataclasses.replace(rows[i], module=module.clone(layers=resize(inner)))
-                return (*rows[:i], resized, *rows[i + 1 :])
-        raise CnnjaxError("the network has no layer with a width that could be its head")
-
-    return Chain(resize(net.layers), tuple(resize((head,))[0] for head in net.aux))
+    return _edit_heads(net, lambda module: module.clone(features=classes))
 
 
 def with_width(net: Chain, factor: float) -> Chain:
-    """Every layer's width times `factor` (rounded, kept a multiple of its groups), the head's excepted.
+    """Every layer's width times `factor` (rounded, kept a multiple of its groups), those of the heads excepted.
 
     For lab scale and for tests: the same network with fewer maps.
     """
+    kept: list[int] = []
 
     def scale(module):
         if not hasattr(module, "features"):
@@ -87,9 +90,30 @@ def with_width(net: Chain, factor: float) -> Chain:
         groups = getattr(module, "groups", 1)
         return module.clone(features=max(1, round(module.features * factor / groups)) * groups)
 
-    head = next((layer for layer in reversed(net.layers) if hasattr(layer.module, "features")), None)
-    narrow = map_modules(net, scale)
-    return narrow if head is None else replace(narrow, **{head.name: head.module})
+    def remember(module):
+        kept.append(module.features)
+        return module
+
+    _edit_heads(net, remember)
+    return _edit_heads(map_modules(net, scale), lambda module: module.clone(features=kept.pop(0)))
+
+
+def _edit_heads(net: Chain, edit: Callable[[Any], nn.Module]) -> Chain:
+    """`edit` applied to the last module with a width, and to that of every training head."""
+
+    def visit(rows):
+        for i in reversed(range(len(rows))):
+            module = rows[i].module
+            if hasattr(module, "features"):
+                edited = edit(module)
+            elif getattr(module, "layers", None):
+                edited = module.clone(layers=visit(module.layers))
+            else:
+                continue
+            return (*rows[:i], dataclasses.replace(rows[i], module=edited), *rows[i + 1 :])
+        raise CnnjaxError("the network has no layer with a width that could be its head")
+
+    return Chain(visit(net.layers), tuple(visit((head,))[0] for head in net.aux))
 
 
 def map_modules(net: Chain, edit: Callable[[nn.Module], nn.Module]) -> Chain:
@@ -129,3 +153,91 @@ def with_init(net: Chain, init: str) -> Chain:
     if init not in INITS:
         raise unknown("initialiser", init, INITS)
     return _with_field(net, "weight_init", init)
+
+
+def transplant(donor: Mapping[str, Any], recipient: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Any]:
+    """`recipient` with the named layers taken from `donor`; both are parameters, or statistics, by layer name.
+
+    What is taken is copied, so that training the one leaves the other. Raises `CnnjaxError` with a table of what does
+    not fit, and takes nothing then.
+    """
+    layers = tuple(layers)
+    different = [row for name in layers for row in _differences(name, donor.get(name), recipient.get(name))]
+    if different:
+        more = [f"  and {len(different) - 3} more"] if len(different) > 3 else []
+        raise CnnjaxError("\n".join(["the donor's layers do not fit the recipient:", *different[:3], *more]))
+    return {**recipient, **{name: jax.tree.map(jnp.copy, donor[name]) for name in layers}}
+
+
+def _differences(layer: str, donor: Any, recipient: Any) -> list[str]:
+    have, want = ({} if tree is None else _shapes(layer, tree) for tree in (donor, recipient))
+    if not have or not want:
+        nobody = " and ".join(who for who, shapes in {"donor": have, "recipient": want}.items() if not shapes)
+        return [f"  {layer}: not in the {nobody}"]
+    return [
+        f"  {name}: donor {have.get(name, 'none')}, recipient {want.get(name, 'none')}"
+        for name in dict.fromkeys((*want, *have))
+        if have.get(name) != want.get(name)
+    ]
+
+
+def _shapes(layer: str, tree: Any) -> dict[str, str]:
+    """Every leaf's shape, by its name, as "3×3×64×128" or, of a scalar, "scalar"."""
+    return {
+        ".".join([layer, jax.tree_util.keystr(path, simple=True, separator=".")]): "×".join(map(str, leaf.shape))
+        or "scalar"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+# What may follow a fully connected layer that becomes a convolution: rows that treat every position alike.
+POSITIONWISE = (Activation, BatchNorm, Dropout, LRN)
+WEIGHTED_FIELDS = tuple(field.name for field in dataclasses.fields(Weighted) if field.name not in ("parent", "name"))
+
+
+def fully_convolutional(
+    net: Chain, variables: Mapping[str, Any], image_shape: tuple[int, int, int]
+) -> tuple[Chain, dict[str, Any]]:
+    """The network for images of any size, and its variables: fully connected layers as convolutions of their weights.
+
+    A layer that reads a 7×7 map becomes a 7×7 convolution, those after it 1×1 ones; the class map that results is
+    averaged by a last row, "average" (Simonyan & Zisserman 2014, section 3.2). `image_shape`: (height, width,
+    channels) that the weights were made for; on such images the network gives what it gave before. A network that
+    averages its features, such as GoogLeNet and ResNet, takes any size as it is.
+
+    Raises `CnnjaxError` where a row behind a fully connected one is none that has a convolutional form.
+    """
+    layers, params = [], dict(variables["params"])
+    area = None  # the map that a vector stands for, behind the first fully connected layer
+    for layer, shape in zip(net.layers, _input_shapes(net, variables, image_shape), strict=True):
+        module = layer.module
+        if isinstance(module, Flatten) and len(shape) == 3:
+            area = shape
+        elif isinstance(module, Dense) and (area or len(shape) == 3):
+            height, width, channels = area or shape
+            fields = {field: getattr(module, field) for field in WEIGHTED_FIELDS}
+            layers.append(Layer(layer.name, Conv(features=module.features, kernel=(height, width), **fields)))
+            kernel = params[layer.name]["kernel"].reshape(height, width, channels, module.features)
+            params[layer.name] = {**params[layer.name], "kernel": kernel}
+            area = (1, 1, module.features)
+        elif area is None or isinstance(module, POSITIONWISE):
+            layers.append(layer)
+        else:
+            raise CnnjaxError(f"layer {layer.name!r}, a {type(module).__name__}, has no convolutional form")
+    if area is None:
+        return net, dict(variables)
+    rows = (*layers, Layer("average", GlobalAvgPool()))
+    return dataclasses.replace(net, layers=rows), {**variables, "params": params}
+
+
+def _input_shapes(net: Chain, variables: Mapping[str, Any], image_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """What every row of a network reads, without the batch; nothing is computed."""
+
+    def apply(images):
+        return net.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])[1]
+
+    try:
+        found = jax.eval_shape(apply, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))["intermediates"]
+    except flax.errors.ScopeParamShapeError as error:
+        raise CnnjaxError(f"the weights are not made for images of shape {image_shape}") from error
+    return [image_shape, *(found[name]["__call__"][0].shape[1:] for name in net.names[:-1])]

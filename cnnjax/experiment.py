@@ -7,25 +7,24 @@ It ends in `main(EXPERIMENT)`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
 import functools
 import math
 import os
-import platform
-import re
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnjax import __version__, report, runfolder, verdict
+from cnnjax import machine, page, report, runfolder, verdict
 from cnnjax.errors import CnnjaxError
 from cnnjax.options import Config, parse
+from cnnjax.progress import progress
+from cnnjax.train import interrupt
 
 if TYPE_CHECKING:  # jax and its company load when the training begins, so that --help answers at once
     import optax
@@ -35,9 +34,6 @@ if TYPE_CHECKING:  # jax and its company load when the training begins, so that 
     from cnnjax.models.chain import Chain
     from cnnjax.train.losses import Loss
     from cnnjax.train.step import Augment
-
-
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in which the system counts memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,12 +53,32 @@ class Recipe:
     frozen: frozenset[str] = frozenset()
 
 
+def adam_recipe(config: Config, data: Dataset, **changes: Any) -> Recipe:
+    """What trains small networks without ado: Adam, a learning rate that falls to 0 on half a cosine, cross-entropy,
+    pixels of mean 0 and variance 1. `changes`: other values for fields.
+    """
+    import optax
+
+    from cnnjax.data.splits import standardise
+    from cnnjax.train.losses import cross_entropy
+    from cnnjax.train.optim import cosine
+
+    fields = {
+        "optimizer": lambda steps: optax.adam(cosine(config.learning_rate, steps)),
+        "transform": standardise(data.train),
+        "loss": cross_entropy(),
+        "epochs": config.epochs,
+        "batch": config.batch,
+    }
+    return Recipe(**{**fields, **changes})
+
+
 OnLog = Callable[[Mapping[str, Any]], None]
 Measure = Callable[["Variant", "Dataset", int, Path, OnLog], dict[str, float]]
 
 
 def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLog) -> dict[str, float]:
-    """Trains the variant's network from `seed`, going on from what `folder` holds; the last evaluation's metrics."""
+    """Trains the variant's network from `seed`, going on from what `folder` holds: last evaluation and speed."""
     from cnnjax.train.loop import NonFinite, fit
 
     recipe, steps = variant.recipe, variant.steps(data)
@@ -88,11 +104,15 @@ def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLo
         )
     except NonFinite as error:
         raise Diverged(f"{folder}: {error}") from error
-    return run.metrics
+    speeds = [row["time"]["images_per_second"] for row in run.history if "train" in row]
+    measured = [speed for speed in speeds if speed is not None]
+    return {**run.metrics, **({"images_per_second": statistics.median(measured)} if measured else {})}
 
 
 class Diverged(CnnjaxError):
-    """A training whose loss is no longer finite; exit code 3."""
+    """A training whose loss is no longer finite."""
+
+    exit_code = 3
 
 
 @functools.cache
@@ -118,9 +138,17 @@ class Variant:
         """Training steps: the epochs, rounded to whole batches; one for what is not trained in steps."""
         return max(1, round(self.recipe.epochs * len(data.train.label) / self.recipe.batch)) if self.recipe else 1
 
-    def images(self, data: Dataset) -> int:
-        """How many images the training sees."""
-        return self.steps(data) * self.recipe.batch if self.recipe else len(data.train.label)
+    def check(self, data: Dataset) -> None:
+        """Raises `CnnjaxError` where the images do not fit the augmentation or the network; computes nothing."""
+        import jax
+
+        def initialise(key, batch):
+            if self.recipe and self.recipe.augment:
+                batch = self.recipe.augment(key, batch)
+            return self.net and self.net.init({"params": key, "dropout": key}, batch["image"].astype("float32"))
+
+        image = jax.ShapeDtypeStruct((1, *data.train.image.shape[1:]), "uint8")
+        jax.eval_shape(initialise, jax.random.key(0), {"image": image, "label": jax.ShapeDtypeStruct((1,), "int32")})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,16 +173,23 @@ class Experiment:
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
     """Runs the experiment as the command line says.
 
-    Exits with 2 and a few lines on stderr where the user has to change something, with 3 where the loss is no longer
-    finite, with 130 when interrupted.
+    Exits with a few lines on stderr, and with 2 where the user has to change something, 3 where the loss is no longer
+    finite, 74 where the disk is full, 130 after SIGINT, and 143 after SIGTERM.
     """
     try:
         argv = sys.argv[1:] if argv is None else argv
-        run(experiment, parse(experiment.name, experiment.doc, experiment.scales, experiment.published, argv))
+        with interrupt.raised():
+            run(experiment, parse(experiment.name, experiment.doc, experiment.scales, experiment.published, argv))
     except CnnjaxError as error:
-        sys.exit(_complain(f"error: {error}", 3 if isinstance(error, Diverged) else 2))
-    except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; the same command goes on from here", 130))
+        sys.exit(_complain(f"error: {error}", error.exit_code))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        what = f"error: cannot write {error.filename or 'the results'}: {error.strerror}"
+        sys.exit(_complain(f"{what}\nwith more room the same command goes on from here", os.EX_IOERR))
+    except KeyboardInterrupt as stop:
+        what = f"{str(stop) or 'interrupted'}; the same command goes on from here"
+        sys.exit(_complain(what, getattr(stop, "exit_code", 130)))
 
 
 def _complain(message: str, code: int) -> int:
@@ -186,24 +221,24 @@ def _measure_all(experiment: Experiment, config: Config, record: dict[str, Any],
     data = load(config.data, size=size, channels=config.channels, test=config.test_data)
     variants = experiment.variants(config, data)
     variants = {name: variants[name] for name in experiment.published if not config.only or name in config.only}
-    runfolder.write_json(folder / "config.json", record)  # only now: a mistyped source leaves no run behind
+    for variant in variants.values():
+        variant.check(data)
+    runfolder.write_json(folder / "config.json", record)  # only now: what cannot be run leaves no run behind
     seeds = range(config.seed, config.seed + config.seeds)
     places = {(name, seed): folder / name / f"seed-{seed}" for name in variants for seed in seeds}
     todo = {run: place for run, place in places.items() if not (place / "result.json").exists()}
     if len(todo) < len(places):
         print(f"{folder}: {len(places) - len(todo)} of {len(places)} runs are done, going on")
-    with _progress(sum(variants[name].steps(data) for name, _ in todo)) as progress:
+    with progress(sum(variants[name].steps(data) for name, _ in todo)) as tell:
         for (name, seed), place in todo.items():
             place.mkdir(parents=True, exist_ok=True)
-            show = functools.partial(progress, f"{name}, seed {seed}", variants[name].steps(data))
-            result = _measure(variants[name], data, seed, place, show)
+            on_log = functools.partial(tell, f"{name}, seed {seed}", variants[name].steps(data))
+            result = _measure(variants[name], data, seed, place, on_log)
             if config.metric not in result:
-                raise CnnjaxError(
-                    f"{name} has no {config.metric!r}\nleave it out with --only, or give another --metric"
-                )
+                raise CnnjaxError(f"{name} has no {config.metric!r}\ngive another --metric, or name others with --only")
             runfolder.write_json(place / "result.json", result)
-            show({"step": variants[name].steps(data), "test": result})
-            show(None)
+            on_log({"step": variants[name].steps(data), "test": result})
+            on_log(None)
     results = {
         name: {seed: runfolder.read_json(places[name, seed] / "result.json") for seed in seeds} for name in variants
     }
@@ -212,78 +247,19 @@ def _measure_all(experiment: Experiment, config: Config, record: dict[str, Any],
 
 def _measure(variant: Variant, data: Dataset, seed: int, place: Path, on_log: OnLog) -> dict[str, float]:
     """The metrics of one run, and its cost."""
-    compiled, start = _compile_seconds()[0], time.perf_counter()
+    compiled, begun = machine.compile_seconds(), time.perf_counter()
     metrics = variant.measure(variant, data, seed, place, on_log)
-    seconds, compiling = time.perf_counter() - start, _compile_seconds()[0] - compiled
-    return {
-        **metrics,
-        "images": variant.images(data),
-        "seconds": seconds,
-        "compile_seconds": compiling,
-    }
-
-
-@functools.cache
-def _compile_seconds() -> list[float]:
-    """A clock: what this process has spent in XLA's compiler since the first call."""
-    import jax
-
-    total = [0.0]
-
-    def add(event: str, duration_secs: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            total[0] += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(add)
-    return total
-
-
-@contextlib.contextmanager
-def _progress(steps: int) -> Iterator[Callable[[str, int, Mapping[str, Any] | None], None]]:
-    """A bar over all `steps` with the time left, and a line after each run; without a terminal, the lines alone.
-
-    Yields a function to tell of each row that a run logs, as (label, steps of the run, row), and of its end, with None.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(highlight=False)
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    ]
-    begun, before, now = time.perf_counter(), 0, {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=steps)
-
-        def show(label: str, steps_of_run: int, row: Mapping[str, Any] | None) -> None:
-            nonlocal before
-            now.update(row or {})
-            shown = [f"loss {now['train']['loss']:.3f}"] if "train" in now else []
-            shown += [f"test error {now['test']['error']:.2f} %"] if "test" in now else []
-            line = ", ".join([label, *shown])
-            if row is not None:
-                bar.update(task, completed=before + row["step"], description=line)
-                return
-            before += steps_of_run
-            left = (time.perf_counter() - begun) / before * (steps - before) / 60
-            console.print(line + (f"; about {left:.1f} min left" if before < steps else ""))
-            now.clear()
-
-        yield show
+    seconds, compiling = time.perf_counter() - begun, machine.compile_seconds() - compiled
+    return {**metrics, "seconds": seconds, "compile_seconds": compiling}
 
 
 def _summary(experiment: Experiment, config: Config, record, data: Dataset, variants, results) -> dict[str, Any]:
     """What `results.json` holds, and the report shows."""
     errors = {name: {seed: run[config.metric] for seed, run in runs.items()} for name, runs in results.items()}
     every = [run for runs in results.values() for run in runs.values()]
-    training = sum(run["seconds"] - run["compile_seconds"] for run in every)
     return {
         "experiment": experiment.name,
-        "about": _sections(experiment.doc),
+        "about": page.about(experiment.doc),
         "scale": config.scale,
         "metric": config.metric,
         "published_as": experiment.published_as,
@@ -316,44 +292,9 @@ def _summary(experiment: Experiment, config: Config, record, data: Dataset, vari
         "cost": {
             "seconds": round(sum(run["seconds"] for run in every), 1),
             "compile_seconds": round(sum(run["compile_seconds"] for run in every), 1),
-            "images_per_second": round(sum(run["images"] for run in every) / training, 1),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 1e6),
+            "peak_memory_mb": machine.peak_memory_mb(),
         },
-        "environment": _environment(),
+        "environment": machine.environment(),
         "config": record,
         "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def _sections(doc: str) -> dict[str, str]:
-    """The docstring as fields: its first line is the title; "Claim: …" and the like open the others."""
-    title, *rest = re.split(r"^([A-Z][a-z]+): ", doc.strip(), flags=re.MULTILINE)
-    return {
-        "title": " ".join(title.split()),
-        **{k.lower(): " ".join(v.split()) for k, v in zip(rest[::2], rest[1::2], strict=True)},
-    }
-
-
-def _environment() -> dict[str, Any]:
-    """Where it ran: versions, machine, devices."""
-    from importlib.metadata import version
-
-    import jax
-
-    devices = jax.devices()
-    return {
-        "cnnjax": __version__,
-        **{name: version(name) for name in ("jax", "flax", "optax", "numpy")},
-        "python": platform.python_version(),
-        "system": platform.platform(terse=True),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "devices": f"{len(devices)} × {devices[0].device_kind}",
-    }
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):  # Linux only
-        if model := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return model[1]
-    return platform.processor() or platform.machine()

@@ -127,6 +127,11 @@ def _from_file(experiment: str, path: Path, scale: str | None) -> list[str]:
         raise CnnjaxError(
             f"{path} is of scale {fields.get('scale')!r}, and --scale says {scale!r}; leave one of them out"
         )
+    return _arguments(fields)
+
+
+def _arguments(fields: Mapping[str, Any]) -> list[str]:
+    """The command line that says the same as `fields`."""
     values = {_option(name): value if isinstance(value, list) else [value] for name, value in fields.items()}
     return [f"{option}={value}" for option in values for value in values[option]]
 

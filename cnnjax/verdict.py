@@ -85,8 +85,8 @@ def judge(
             verdict, rows = UNDERPOWERED, [{**row, "verdict": UNDERPOWERED} for row in rows]
         else:
             verdict = FAILS if counts[FAILS] else HOLDS if 0 < counts[HOLDS] == len(rows) else UNDECIDED
-            parts = ", ".join(f"{counts[v]} {v}" for v in (HOLDS, FAILS, UNDECIDED) if counts[v])
-            reason = f"of {len(rows)} claims {parts}; {reason}"
+            parts = {"holding": counts[HOLDS], "failing": counts[FAILS], "undecided": counts[UNDECIDED]}
+            reason = f"of {len(rows)} claims: {', '.join(f'{n} {what}' for what, n in parts.items() if n)}; {reason}"
     return {"verdict": verdict, "reason": reason, "claims": rows}
 
 

@@ -133,6 +133,11 @@ def test_the_tables_parameters_are_those_of_the_network_at_its_true_size(tmp_pat
     left = {name: row.columns["parameters"] for name, row in rows.items()}
     removed = {name: row.columns["parameters removed"] for name, row in rows.items()}
     facts = json.loads((Path(__file__).parent / "facts.json").read_text())["alexnet_ablation_params"]
+    whole = rows["full"].net.names
+    for name, (layers, _) in alexnet_layers.TABLE.items():
+        assert set(whole) - set(rows[name].net.names) == set(layers)
+        numbers = sorted(layer.removeprefix("conv").removeprefix("fc") for layer in layers)
+        assert name == ("no-" + ",".join(numbers) if numbers else "full")
     assert left["full"] == 60_965_224 and rows["full"].columns["MACs"] == 724_406_816
     for name, key in {"no-3,4": "34", "no-7": "7", "no-6,7": "67", "no-3,4,6,7": "3467"}.items():
         assert (left[name], removed[name]) == (facts[key]["grouped_left"], facts[key]["grouped_removed"])
@@ -156,7 +161,7 @@ def test_the_recipe_of_2012_takes_two_steps_at_its_true_size(tmp_path):
         )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["metric"] == "error5" and results["data"]["classes"] == 1000
-    assert results["rows"][0]["seeds"]["0"]["images"] == 4
+    assert results["data"]["train"] == 4
     lines = (tmp_path / "run" / "full" / "seed-0" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2
 

@@ -33,6 +33,25 @@ def test_a_loss_is_its_formula_example_by_example(loss, expected, strict):
     chex.assert_trees_all_close(loss(Output(jnp.asarray(LOGITS), {}), jnp.asarray(LABELS)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES])
+def test_soft_labels_are_probabilities_of_the_classes(loss, strict):
+    output, hard = Output(jnp.asarray(LOGITS), {"a": jnp.asarray(-LOGITS)}), jnp.eye(3)[jnp.asarray(LABELS)]
+    chex.assert_trees_all_close(loss(output, hard), loss(output, jnp.asarray(LABELS)), rtol=1e-6)
+    with pytest.raises(CnnjaxError, match=r"\(2, 4\)"):
+        loss(output, jnp.ones((2, 4)) / 4)
+
+
+def test_losses_of_soft_labels_are_their_formulas(strict):
+    q = np.array([[0.7, 0.3, 0.0], [0.2, 0.2, 0.6]], np.float32)
+    for loss, expected in [
+        (losses.cross_entropy(), -(q * np.log(P)).sum(axis=1)),
+        (losses.cross_entropy(label_smoothing=0.1), -((0.9 * q + 0.1 / 3) * np.log(P)).sum(axis=1)),
+        (losses.mean_squared_error(), ((LOGITS - q) ** 2).mean(axis=1)),
+        (losses.rbf_penalty(), -(q * LOGITS).sum(axis=1)),
+    ]:
+        chex.assert_trees_all_close(loss(Output(jnp.asarray(LOGITS), {}), jnp.asarray(q)), expected, rtol=1e-5)
+
+
 def test_losses_that_say_the_same_are_equal_and_others_are_not():
     same = [
         losses.cross_entropy(aux_weight={"b": 0.3, "a": 0.1}),

@@ -103,6 +103,17 @@ def test_what_is_no_json_object_is_refused(tmp_path, text):
         read_json(tmp_path / "config.json")
 
 
+def test_a_write_that_is_cut_short_leaves_what_was_there(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    write_json(tmp_path / "results.json", {"a": 1})
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "results.json", {"a": 2})
+    assert read_json(tmp_path / "results.json") == {"a": 1}
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     write_json(tmp_path / "results.json", {"a": 1})
     with pytest.raises(ValueError):

@@ -199,7 +199,10 @@ def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def normalise(transform: Transform, images: jax.Array) -> jax.Array:
-    """The values of a transform: uint8 RGB or grey [..., C] -> float32 [..., C] as the network wants it. Jittable."""
+    """The values of a transform: RGB or grey [..., C] -> float32 [..., C] as the network wants it. Jittable.
+
+    `images`: pixels, 0 to 255, uint8 or, where an augmentation has computed them, float32.
+    """
     mean, std = _statistics(transform, images)
     values = _reorder(transform, images).astype(jnp.float32)
     return (values / (255 / transform.scale) - mean) / std

@@ -1,73 +1,144 @@
 """Checkpoints: what training carries, as arrays by name, beside a few facts that must agree before they are loaded.
 
 A state is stored flat, `{"params.conv1.kernel": …, "opt_state.2.trace.conv1.kernel": …}`, so that what is on disk can
-be compared with what is wanted before anything is read. Saves are atomic: one that was killed half-way is never seen
-again.
+be compared with what is wanted before anything is read.
+
+STEP           a checkpoint: orbax's files, facts.json, and the SHA-256 of each of them in MANIFEST.sha256
+STEP.partial   one that is being written; it is renamed when all of it and its manifest are on the disk, so that one
+               that was killed half-way is never seen again, and one without a manifest is damaged
+STEP.corrupt   one whose files were no longer as they had been written
+.lock          locked by the process that writes here
 """
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
 import re
+import shutil
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
+import numpy as np
 
 from cnnjax.errors import CnnjaxError
+from cnnjax.train import manifest
 from cnnjax.train.state import Tree
 
-Checkpointer = Any  # orbax's, which is imported where it is used
+Facts = Mapping[str, Any]
+
+
+class NotSaved(CnnjaxError):
+    """The disk is full or the folder no longer to be written; the older checkpoints are as they were."""
+
+    exit_code = os.EX_IOERR
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints in `folder`, to be read; `opened` is for writing.
+
+    Saving keeps the newest `keep` of them and, where `best` names a fact, the one where that is lowest.
+    """
+
+    folder: Path
+    keep: int = 2
+    best: str | None = None
+    whole: dict[int, Facts] = dataclasses.field(default_factory=dict)  # the facts of those found to be whole
 
 
 @contextlib.contextmanager
-def opened(folder: Path, *, keep: int = 2) -> Iterator[Checkpointer]:
-    """The checkpoints in `folder`, which is made; saving keeps the newest `keep` and removes what killed saves left.
+def opened(folder: Path, *, keep: int = 2, best: str | None = None) -> Iterator[Checkpoints]:
+    """The checkpoints in `folder`, which is made and is ours until the block ends; what killed saves left is removed.
 
-    Raises `CnnjaxError` where the folder cannot be written.
+    Raises `CnnjaxError` where the folder cannot be written or somebody else writes there.
+    """
+    with contextlib.ExitStack() as stack:
+        if _leads():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(open(folder / ".lock", "a"))
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for left in folder.glob("*.partial*"):
+                    shutil.rmtree(left)
+            except BlockingIOError:
+                raise CnnjaxError(f"another process keeps its checkpoints in {folder}") from None
+            except OSError as error:
+                raise CnnjaxError(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from None
+        yield Checkpoints(folder, keep, best)
+
+
+def latest(saved: Checkpoints) -> int | None:
+    """The step of the newest checkpoint that is whole, or None. Those that are not are set aside, with a warning."""
+    steps = reversed(_steps(saved)) if _leads() else ()
+    return _agreed(next((step for step in steps if _whole(saved, step) is not None), None))
+
+
+def best(saved: Checkpoints, fact: str = "error") -> int | None:
+    """The step of the checkpoint, among those that are whole, where `fact` is lowest; None where none has it."""
+    steps = _steps(saved) if _leads() else ()
+    told = {step: (_whole(saved, step) or {}).get(fact) for step in steps}
+    told = {step: value for step, value in told.items() if value is not None}
+    return _agreed(min(told, key=told.__getitem__, default=None))
+
+
+def facts(saved: Checkpoints, step: int) -> Facts:
+    """The facts that were saved with checkpoint `step`. Raises `CnnjaxError` where it is not there or not whole."""
+    told = _whole(saved, step)
+    if told is None:
+        raise CnnjaxError(f"there is no whole checkpoint {step} in {saved.folder}\nthere are: {_steps(saved)}")
+    return told
+
+
+def save(saved: Checkpoints, step: int, state: Tree, facts: Facts) -> None:
+    """Writes `state` and `facts` (JSON) as checkpoint `step`, and returns when they are on the disk.
+
+    Raises `NotSaved` where they cannot be written.
     """
     from orbax.checkpoint import v1 as ocp
 
+    partial = saved.folder.resolve() / f"{step}.partial"
+    named = _named(state)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpointer = ocp.training.Checkpointer(
-            str(folder.resolve()),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
-        )
-    except OSError as error:
-        raise CnnjaxError(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from None
-    with checkpointer:
-        yield checkpointer
+        with _quiet():
+            ocp.save(str(partial), named)
+        if _leads():
+            (partial / "facts.json").write_text(json.dumps(facts))
+            manifest.write(partial)
+            partial.rename(saved.folder / str(step))
+            manifest.sync(saved.folder)
+    except (OSError, ValueError) as error:
+        for left in saved.folder.glob("*.partial*"):
+            shutil.rmtree(left, ignore_errors=True)
+        raise _not_saved(saved, step, named, error) from None
+    saved.whole[step] = dict(facts)
+    _remove_old(saved)
 
 
-def latest(checkpointer: Checkpointer) -> int | None:
-    """The step of the newest checkpoint, or None."""
-    newest = checkpointer.latest
-    return None if newest is None else newest.step
-
-
-def save(checkpointer: Checkpointer, step: int, state: Tree, facts: Mapping[str, Any]) -> None:
-    """Writes `state` and `facts` (JSON) as checkpoint `step`, and returns when they are on the disk."""
-    checkpointer.save(step, _named(state), force=True, custom_metadata=dict(facts))
-
-
-def facts(checkpointer: Checkpointer, step: int) -> dict[str, Any]:
-    """The facts that were saved with checkpoint `step`."""
-    return checkpointer.metadata(step).custom_metadata
-
-
-def restore(checkpointer: Checkpointer, step: int, like: Tree) -> Tree:
+def restore(saved: Checkpoints, step: int, like: Tree) -> Tree:
     """Checkpoint `step` as a tree like `like`, whose leaves have a shape, a dtype and a sharding.
 
-    Raises `CnnjaxError` with a table of differences where names, shapes or dtypes do not agree; nothing is read then.
+    Raises `CnnjaxError` where the checkpoint is not there or not whole, and with a table of differences where names,
+    shapes or dtypes do not agree; nothing is read then.
     """
+    from orbax.checkpoint import v1 as ocp
+
+    facts(saved, step)
+    folder = saved.folder.resolve() / str(step)
     want = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in _named(like).items()
     }
-    have = checkpointer.metadata(step).metadata
+    with _reading(folder):
+        have = dict(ocp.metadata(str(folder)).metadata)
     differences = {
         "missing": [name for name in want if name not in have],
         "unexpected": [name for name in have if name not in want],
@@ -79,49 +150,98 @@ def restore(checkpointer: Checkpointer, step: int, like: Tree) -> Tree:
     }
     if any(differences.values()):
         rows = [f"  {kind}: {_some(names)}" for kind, names in differences.items() if names]
-        raise CnnjaxError("\n".join([f"checkpoint {step} in {checkpointer.directory} does not fit:", *rows]))
-    loaded = checkpointer.load(step, want)
+        raise CnnjaxError("\n".join([f"checkpoint {step} in {saved.folder} does not fit:", *rows]))
+    with _reading(folder):
+        loaded = ocp.load(str(folder), want)
     return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in want])
 
 
-def fingerprint(value: Any, path: str = "") -> dict[str, Any]:
-    """`value` as flat JSON, `{"net.layers.0.module.features": 96, …}`: equal in every process for equal settings.
-
-    Records list the fields that are not at their defaults, so that a field added later changes nothing.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return {path: value}
-    if isinstance(value, Mapping):
-        items = dict(value)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        linen = {"parent", "name"} if isinstance(value, nn.Module) else set()
-        fields = [field for field in dataclasses.fields(value) if field.name not in linen]
-        told = {field.name: getattr(value, field.name) for field in fields}
-        items = {"": type(value).__name__, **{f.name: told[f.name] for f in fields if told[f.name] != f.default}}
-    elif isinstance(value, tuple | list):
-        items = dict(enumerate(value))
-    elif isinstance(value, set | frozenset):
-        items = dict(enumerate(sorted(value)))
-    else:
-        name = getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-        return {path: name}
-    return {
-        name: leaf
-        for key, item in items.items()
-        for name, leaf in fingerprint(item, f"{path}.{key}".strip(".")).items()
-    }
+def _leads() -> bool:
+    """Whether this process is the one, of those that train together, that looks after the folder."""
+    return jax.process_index() == 0
 
 
-def check(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises `CnnjaxError` naming the settings in which the run in `folder` differs from this one."""
-    different = [
-        f"  {name}: saved {saved.get(name)!r}, now {now.get(name)!r}"
-        for name in dict.fromkeys((*saved, *now))
-        if saved.get(name) != now.get(name)
-    ]
-    if different:
-        more = [f"  and {len(different) - 3} more"] if len(different) > 3 else []
-        raise CnnjaxError("\n".join([f"{folder} holds a run with other settings:", *different[:3], *more]))
+def _agreed(step: int | None) -> int | None:
+    """What the leading process says, in all of them."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+    return None if step == -1 else step
+
+
+def _steps(saved: Checkpoints) -> list[int]:
+    if not saved.folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in saved.folder.iterdir() if path.name.isdecimal())
+
+
+def _whole(saved: Checkpoints, step: int) -> Facts | None:
+    """The facts of checkpoint `step`, whose files are compared with their manifest once; None if they are not whole."""
+    folder = saved.folder / str(step)
+    if step not in saved.whole and folder.exists():
+        wrong = manifest.damage(folder) if _leads() else None
+        if wrong is None:
+            saved.whole[step] = json.loads((folder / "facts.json").read_text())
+        else:
+            print(f"warning: {folder} is damaged and passed over: {wrong}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # where nothing can be renamed it stays
+                shutil.rmtree(aside := folder.with_suffix(".corrupt"), ignore_errors=True)
+                folder.rename(aside)
+    return saved.whole.get(step)
+
+
+def _remove_old(saved: Checkpoints) -> None:
+    steps = _steps(saved)
+    kept = {*steps[-saved.keep :], *([best(saved, saved.best)] if saved.best else [])}
+    for step in steps if _leads() else []:
+        if step not in kept:
+            gone = saved.folder / f"{step}.partial"
+            (saved.folder / str(step)).rename(gone)  # at once: a checkpoint is whole, or it is not there
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _not_saved(saved: Checkpoints, step: int, named: Mapping[str, Any], error: Exception) -> Exception:
+    """What to raise for what came up in writing: only what the disk said is a `NotSaved`."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
+    code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
+    if code is None:
+        return error
+    lines = [f"cannot save checkpoint {step} in {saved.folder}: {os.strerror(code)}"]
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        need = sum(leaf.nbytes for leaf in named.values()) / 1e6
+        lines[0] += f"; it needs about {need:.1f} MB, {shutil.disk_usage(saved.folder).free / 1e6:.1f} MB are free"
+    if there := _steps(saved):
+        lines.append(f"checkpoint {there[-1]} is there, and the same command goes on from it")
+    return NotSaved("\n".join(lines))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what orbax's threads say of an error: pages about the one that is raised, and some come after it."""
+    log = logging.getLogger("absl")
+    level, hook = log.level, sys.unraisablehook
+    log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):
+                thread.join(timeout=60)
+        log.setLevel(level)
+        sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Around orbax where the files are as they were written: what it raises there is that it cannot read them."""
+    try:
+        with _quiet():
+            yield
+    except Exception as error:
+        version = importlib.metadata.version("orbax-checkpoint")
+        raise CnnjaxError(f"orbax-checkpoint {version} cannot read {folder}: {str(error)[:200]}") from error
 
 
 def _named(tree: Tree) -> dict[str, Any]:

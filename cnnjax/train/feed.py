@@ -4,28 +4,43 @@ import dataclasses
 from collections.abc import Generator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.data.images import Transform, normalise
 from cnnjax.data.pipeline import DeviceSplit, Pipeline, on_device, take
 from cnnjax.data.splits import IN_MEMORY, Split
 from cnnjax.errors import CnnjaxError
+from cnnjax.train.protocols import Size, scaled
 from cnnjax.train.step import Augment, Batch
 
 
 @dataclasses.dataclass(frozen=True)
 class CentreCrop:
-    """The central part, `size` = (height, width), of every image of a batch."""
+    """The central part, `size` = (height, width), of every image of a batch.
 
-    size: tuple[int, int]
+    `scale`: the shorter side to which images are brought before; None leaves them as they are.
+    """
+
+    size: Size
+    scale: int | None = None
 
     def __call__(self, key: Any, batch: Batch) -> Batch:
         height, width = self.size
-        have = batch["image"].shape[1:3]
+        have = scaled(batch["image"].shape[1:3], self.scale)
         if height > have[0] or width > have[1]:
             raise CnnjaxError(f"images of {have} pixels have no central crop of {self.size}")
         top, left = (have[0] - height) // 2, (have[1] - width) // 2
-        return {**batch, "image": batch["image"][:, top : top + height, left : left + width]}
+        image = resized(batch["image"], have)
+        return {**batch, "image": image[:, top : top + height, left : left + width]}
+
+
+def resized(images: jax.Array, size: Size) -> jax.Array:
+    """[B, H, W, C] -> [B, *size, C], bilinear and antialiased: float32, unless there is nothing to do."""
+    if images.shape[1:3] == size:
+        return images
+    return jax.image.resize(images.astype(jnp.float32), (images.shape[0], *size, images.shape[3]), "linear")
 
 
 @dataclasses.dataclass(frozen=True)

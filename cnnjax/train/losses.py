@@ -21,8 +21,9 @@ Weight = float | Mapping[str, float]  # of the auxiliary heads: one for all, or 
 class Loss:
     """`criterion(logits, labels, **options)` of the logits, plus that of each auxiliary head times its weight.
 
-    Called with an `Output` and labels (int, [batch]); gives [batch], float32 or wider. Raises `CnnjaxError` for a head
-    that has no weight. Weights of heads that the network lacks are not used: surgery may have removed them.
+    Called with an `Output` and labels, int [batch] or the probabilities of the classes, float [batch, classes]; gives
+    [batch], float32 or wider. Raises `CnnjaxError` for a head that has no weight. Weights of heads that the network
+    lacks are not used: surgery may have removed them.
     """
 
     criterion: Callable[..., jax.Array]
@@ -38,6 +39,8 @@ class Loss:
     def _of(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         if logits.ndim != 2:
             raise CnnjaxError(f"a loss over classes needs logits [batch, classes], not {logits.shape}")
+        if labels.ndim != 1 and labels.shape != logits.shape:
+            raise CnnjaxError(f"labels of shape {labels.shape} cannot be compared with logits of {logits.shape}")
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return self.criterion(logits, labels, **dict(self.options))
 
@@ -60,8 +63,10 @@ def _loss(criterion: Callable[..., jax.Array], aux_weight: Weight, **options: fl
 
 
 def _right(values: jax.Array, labels: jax.Array) -> jax.Array:
-    """values[i, labels[i]], [batch]."""
-    return jnp.take_along_axis(values, labels[:, None], axis=1)[:, 0]
+    """values[i, labels[i]], or their mean under the probabilities labels[i, :]: [batch]."""
+    if labels.ndim == 1:
+        return jnp.take_along_axis(values, labels[:, None], axis=1)[:, 0]
+    return (labels.astype(values.dtype) * values).sum(axis=1)
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float) -> jax.Array:
@@ -70,7 +75,8 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: flo
 
 
 def _mean_squared_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return ((logits - jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)) ** 2).mean(axis=1)
+    wanted = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype) if labels.ndim == 1 else labels
+    return ((logits - wanted.astype(logits.dtype)) ** 2).mean(axis=1)
 
 
 def _penalty(logits: jax.Array, labels: jax.Array) -> jax.Array:

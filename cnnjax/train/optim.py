@@ -125,6 +125,56 @@ def sgd(
     )
 
 
+class Curvature(NamedTuple):
+    """The state of `levenberg_marquardt`: gradients seen, and the running mean of their squares."""
+
+    count: jax.Array
+    squares: Any
+
+
+def levenberg_marquardt(rate: float | Schedule, *, mu: float = 0.02, memory: int = 500) -> optax.GradientTransformation:
+    """w_k ← w_k - rate / (mu + h_kk) · gradient, h_kk the curvature of the loss along w_k.
+
+    The "stochastic diagonal Levenberg-Marquardt method" (LeCun et al. 1998, appendix C), with another estimate of h_kk:
+    the mean square of about the last `memory` gradients, which for the gradients of single examples and a loss that is
+    a log-likelihood is the diagonal of the Gauss-Newton matrix at the optimum, up to its scale. The paper propagates
+    second derivatives of 500 examples before each pass. `mu` bounds the rate where the loss is flat.
+    """
+    _positive(mu=mu, memory=memory)
+
+    def init(params):
+        return Curvature(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates, state, params=None):
+        count = state.count + 1
+        share = 1 / jnp.minimum(count, memory)
+        squares = jax.tree.map(lambda h, g: h + share * (g * g - h), state.squares, updates)
+        return jax.tree.map(lambda g, h: g / (mu + h), updates, squares), Curvature(count, squares)
+
+    return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(rate))
+
+
+def renormalise_filters(rms: float = 0.1) -> optax.GradientTransformation:
+    """After the update, every filter of a convolution with a larger root mean square is scaled down to `rms`.
+
+    "We renormalize each filter in the convolutional layers whose RMS value exceeds a fixed radius of 10⁻¹" (Zeiler &
+    Fergus 2014, section 3). A filter is all that one map reads: kernel[:, :, :, i]. Put it last in the chain.
+    """
+    _positive(rms=rms)
+
+    def update(updates, state, params=None):
+        def bring_back(change, kernel):
+            if kernel.ndim != 4:
+                return change
+            new = kernel + change
+            size = jnp.sqrt(jnp.mean(jnp.square(new), axis=(0, 1, 2), keepdims=True))
+            return new * (rms / jnp.maximum(size, rms)) - kernel
+
+        return jax.tree.map(bring_back, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 class Plateau(NamedTuple):
     """The state of `plateau`: optax's rule, and the last error, `fresh` until a step has taken note of it."""
 

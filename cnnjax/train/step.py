@@ -59,14 +59,15 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
     """One update: `(state, batch) -> (state, metrics)`, its randomness drawn from `key` and `state.step` alone.
 
-    `batch`: {"image": [batch, height, width, channels], "label": int [batch]}, or what `augment` makes that of.
+    `batch`: {"image": [batch, height, width, channels], "label": int [batch] or, of soft labels, float [batch,
+    classes]}, or what `augment` makes that of.
     `frozen`: layers whose parameters and statistics stay as they are, bit for bit, whatever `tx` does; they act as in
     inference and cost no gradient.
     `axis_name`: the mapped axis under `pmap` over whose devices gradients, statistics and metrics are averaged.
     `ema_decay`: of `state.ema` where there is one; it begins as (1 + step) / (10 + step), where that is smaller.
 
-    `metrics`: float32 scalars of this batch before the update: `loss` (with auxiliary heads), `error` (per cent), and
-    `grad_norm` (over the trained layers).
+    `metrics`: float32 scalars of this batch before the update: `loss` (with auxiliary heads), `error` (per cent; of
+    soft labels, against the likeliest class), and `grad_norm` (over the trained layers).
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     if augment is not None:
@@ -87,7 +88,8 @@ def train_step(
         return loss(output, batch["label"]).mean(), (output, stats)
 
     (value, (output, stats)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
-    wrong = jnp.argmax(output.logits, axis=-1).astype(batch["label"].dtype) != batch["label"]
+    label = batch["label"] if batch["label"].ndim == 1 else jnp.argmax(batch["label"], axis=-1)
+    wrong = jnp.argmax(output.logits, axis=-1).astype(label.dtype) != label
     metrics = {"loss": value, "error": 100 * wrong.astype(value.dtype).mean()}
     if axis_name is not None:
         grads, metrics, stats = jax.lax.pmean((grads, metrics, stats), axis_name)

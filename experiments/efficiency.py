@@ -23,16 +23,18 @@ from cnnjax.errors import exit_with_error
 
 # One bubble a network; its siblings would only hide it.
 DRAWN = {
-    "alexnet_2012": "AlexNet", "zfnet": "ZFNet", "vgg_A": "VGG-A", "vgg_B": "VGG-B", "vgg_C": "VGG-C", "vgg_D": "VGG-D (16)",
-    "vgg_E": "VGG-E (19)", "googlenet_torchvision": "GoogLeNet (BN)", "inception_v2_slim": "Inception-v2",
-    "inception_v3": "Inception-v3", "inception_v4": "Inception-v4", "inception_resnet_v2": "Inception-ResNet-v2",
-    "resnet18_optB_v1.5": "ResNet-18", "resnet34_optB_v1.5": "ResNet-34", "resnet50_optB_v1": "ResNet-50",
-    "resnet101_optB_v1": "ResNet-101", "resnet152_optB_v1": "ResNet-152", "plain34": "plain-34",
-    "densenet121": "DenseNet-121", "densenet169": "DenseNet-169", "densenet201": "DenseNet-201", "densenet161": "DenseNet-161",
+    "alexnet_2012": "AlexNet", "zfnet": "ZFNet", "vgg_A": "VGG-A", "vgg_B": "VGG-B", "vgg_C": "VGG-C",
+    "vgg_D": "VGG-D (16)", "vgg_E": "VGG-E (19)", "googlenet_torchvision": "GoogLeNet (BN)",
+    "inception_v2_slim": "Inception-v2", "inception_v3": "Inception-v3", "inception_v4": "Inception-v4",
+    "inception_resnet_v2": "Inception-ResNet-v2", "resnet18_optB_v1.5": "ResNet-18",
+    "resnet34_optB_v1.5": "ResNet-34", "resnet50_optB_v1": "ResNet-50", "resnet101_optB_v1": "ResNet-101",
+    "resnet152_optB_v1": "ResNet-152", "plain34": "plain-34", "densenet121": "DenseNet-121",
+    "densenet169": "DenseNet-169", "densenet201": "DenseNet-201", "densenet161": "DenseNet-161",
 }  # fmt: skip
 
 NOTE = (
-    "params: trainable scalars. MACs: multiply-adds of one image. activ.: what reverse mode keeps of one float32 image. "
+    "params: trainable scalars. MACs: multiply-adds of one image. activ.: what reverse mode keeps of one float32 "
+    "image. "
     "depth: layers with weights on the longest path. field: what a unit of the last map sees, in pixels of the image. "
     "† quoted from memory; – not published."
 )
@@ -152,7 +154,7 @@ def main(options: Options) -> None:
             if name in found and (known := BY_DATA["ImageNet"][name]).top1
         ]
         if bubbles:
-            caption = ("Top-1 error against multiply-adds of one image; the area of a bubble is the number of parameters. "
+            caption = ("Top-1 error against multiply-adds of one image; a bubble's area is the number of parameters. "
                        "Grey: one centre crop. White: ten crops or whole images, which err less.")  # fmt: skip
             pictures = [page.Picture("bubbles", caption, figures.bubbles(bubbles))]
         challenge = page.Table(

@@ -16,8 +16,8 @@ RECALLED = {"johnson_sr_x4", "johnson_sr_x8"}
 NETWORKS = {name: fact for name, fact in FACTS.items() if name not in NOT_NETWORKS}
 EXACT = {name: fact for name, fact in NETWORKS.items() if name not in RECALLED}
 
-# slim's conv1 has a bias and no normalisation, as its own test has it (10,173,112 = 10,153,336 weights + 64 biases + 3 ·
-# 9,888): the file's split counts those 64 biases as β.
+# slim's conv1 has a bias and no normalisation, as its own test has it (10,173,112 = 10,153,336 weights + 64 biases +
+# 3 · 9,888): the file's split counts those 64 biases as β.
 for _name in ("inception_v2_slim", "inception_v2_slim_1001"):
     FACTS[_name]["biases"] += 64
     FACTS[_name]["bn"] -= 64

@@ -34,7 +34,7 @@ def made(key):
 
 
 def test_parameters_and_statistics_are_keyed_by_layer_name(made):
-    net, variables, _ = made
+    _, variables, _ = made
     assert set(variables["params"]) == {"conv1", "res2", "mixed3", "fc5", "fc6", "aux2"}
     assert set(variables["params"]["mixed3"]) == {"1x1", "proj"}
     assert set(variables["batch_stats"]) == {"conv1", "res2"}

@@ -69,8 +69,8 @@ def modules_after(statement: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", [
-    "cnnjax.models.catalog", "cnnjax.analysis.summary", "cnnjax.data.sources", "cnnjax.data.pipeline", "cnnjax.train.loop",
-    "cnnjax.experiment", "cnnjax.report",
+    "cnnjax.models.catalog", "cnnjax.analysis.summary", "cnnjax.data.sources", "cnnjax.data.pipeline",
+    "cnnjax.train.loop", "cnnjax.experiment", "cnnjax.report",
 ])  # fmt: skip
 def test_heavy_libraries_are_imported_where_they_are_used(module):
     loaded = {name.split(".")[0] for name in modules_after(f"import {module}")}

@@ -55,7 +55,7 @@ IMAGENET = {
     "googlenet_torchvision":     Accuracy(2014, 30.222, 10.470, "centre crop", TORCHVISION),
     "inception_bn":              Accuracy(2015, 25.2, 7.8, "centre crop", "Szegedy et al. 2015, Table 3", True),
     "inception_v2_slim":         Accuracy(2015, 26.1, 8.2, "centre crop", SLIM),
-    "inception_v3":              Accuracy(2015, 21.2, 5.6, "centre crop, 48,238 images", "Szegedy et al. 2015, Table 3"),
+    "inception_v3":              Accuracy(2015, 21.2, 5.6, "centre crop, 48,238", "Szegedy et al. 2015, Table 3"),
     "inception_v4":              Accuracy(2016, 19.8, 4.8, "centre crop", SLIM),
     "inception_resnet_v1_paper": Accuracy(2016, 21.3, 5.5, "centre crop", "Szegedy et al. 2016, Table 2", True),
     "inception_resnet_v2":       Accuracy(2016, 19.6, 4.7, "centre crop", SLIM),

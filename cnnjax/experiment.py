@@ -27,50 +27,28 @@ from cnnjax.progress import progress
 from cnnjax.train import interrupt
 
 if TYPE_CHECKING:  # jax and its company load when the training begins, so that --help answers at once
-    import optax
-
-    from cnnjax.data.images import Transform
     from cnnjax.data.splits import Dataset
     from cnnjax.models.chain import Chain
-    from cnnjax.train.losses import Loss
-    from cnnjax.train.step import Augment
+    from cnnjax.train.recipe import Recipe
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The "details of learning" of a paper: all that a training needs beside the network, the images and the seed.
-
-    optimizer: from the number of steps to the optax transformation.
-    transform: how uint8 images become what the network reads. augment: `(key, batch) -> batch`, in training only.
-    """
-
-    optimizer: Callable[[int], optax.GradientTransformation]
-    transform: Transform
-    loss: Loss
-    epochs: float
-    batch: int
-    augment: Augment | None = None
-    frozen: frozenset[str] = frozenset()
-
-
-def adam_recipe(config: Config, data: Dataset, **changes: Any) -> Recipe:
+def adam_recipe(config: Config, data: Dataset) -> Recipe:
     """What trains small networks without ado: Adam, a learning rate that falls to 0 on half a cosine, cross-entropy,
-    pixels of mean 0 and variance 1. `changes`: other values for fields.
+    pixels of mean 0 and variance 1.
     """
     import optax
 
     from cnnjax.data.splits import standardise
-    from cnnjax.train.losses import cross_entropy
-    from cnnjax.train.optim import cosine
+    from cnnjax.train.feed import Prepare
+    from cnnjax.train.recipe import Cosine, Recipe
 
-    fields = {
-        "optimizer": lambda steps: optax.adam(cosine(config.learning_rate, steps)),
-        "transform": standardise(data.train),
-        "loss": cross_entropy(),
-        "epochs": config.epochs,
-        "batch": config.batch,
-    }
-    return Recipe(**{**fields, **changes})
+    return Recipe(
+        batch=config.batch,
+        epochs=config.epochs,
+        schedule=Cosine(config.learning_rate),
+        optimiser=optax.adam,
+        prepare=Prepare(standardise(data.train)),
+    )
 
 
 OnLog = Callable[[Mapping[str, Any]], None]
@@ -80,6 +58,7 @@ Measure = Callable[["Variant", "Dataset", int, Path, OnLog], dict[str, float]]
 def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLog) -> dict[str, float]:
     """Trains the variant's network from `seed`, going on from what `folder` holds: last evaluation and speed."""
     from cnnjax.train.loop import NonFinite, fit
+    from cnnjax.train.recipe import arguments
 
     recipe, steps = variant.recipe, variant.steps(data)
     assert recipe is not None
@@ -87,16 +66,10 @@ def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLo
     try:
         run = fit(
             variant.net,
-            _transformation(recipe.optimizer, steps),
-            recipe.loss,
-            data,
-            transform=recipe.transform,
-            batch=recipe.batch,
-            steps=steps,
+            data=data,
             seed=seed,
             folder=folder,
-            frozen=recipe.frozen,
-            augment=recipe.augment,
+            **arguments(recipe, data),
             log_every=max(1, steps // 100),
             eval_every=max(epoch, math.ceil(steps / 20)),
             save_every=1000,
@@ -115,12 +88,6 @@ class Diverged(CnnjaxError):
     exit_code = 3
 
 
-@functools.cache
-def _transformation(optimizer, steps: int):
-    """One object for all seeds: no two optax transformations are equal, and another would compile the step again."""
-    return optimizer(steps)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of the table: a network, how it is trained, and what else the table says of it.
@@ -135,16 +102,21 @@ class Variant:
     measure: Measure = train
 
     def steps(self, data: Dataset) -> int:
-        """Training steps: the epochs, rounded to whole batches; one for what is not trained in steps."""
-        return max(1, round(self.recipe.epochs * len(data.train.label) / self.recipe.batch)) if self.recipe else 1
+        """Training steps; one for what is not trained in steps."""
+        from cnnjax.train import recipe
+
+        return recipe.steps(self.recipe, len(data.train.label)) if self.recipe else 1
 
     def check(self, data: Dataset) -> None:
         """Raises `CnnjaxError` where the images do not fit the augmentation or the network; computes nothing."""
         import jax
 
+        from cnnjax.train.recipe import preparation
+
+        prepare = preparation(self.recipe, data) if self.recipe else None
+
         def initialise(key, batch):
-            if self.recipe and self.recipe.augment:
-                batch = self.recipe.augment(key, batch)
+            batch = prepare(key, batch) if prepare else batch
             return self.net and self.net.init({"params": key, "dropout": key}, batch["image"].astype("float32"))
 
         image = jax.ShapeDtypeStruct((1, *data.train.image.shape[1:]), "uint8")

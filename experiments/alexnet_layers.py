@@ -15,18 +15,15 @@ Departures: Parameters and multiply-adds are those of the network at its true si
 
 import dataclasses
 
-import optax
-
 from cnnjax.analysis.summary import summarise
-from cnnjax.data.augment import Compose, RandomCrop, RandomFlip
-from cnnjax.data.colour import lighting
 from cnnjax.data.splits import Dataset
 from cnnjax.errors import CnnjaxError
 from cnnjax.experiment import Experiment, Variant, adam_recipe, main
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.surgery import with_features, with_init, without
 from cnnjax.options import Config
-from cnnjax.train import optim
+from cnnjax.train.recipe import Plateau, bound
+from cnnjax.train.recipes import ALEXNET
 from cnnjax.verdict import Claim
 
 # Zeiler & Fergus 2014, Table 3: the layers that are removed, and the top-5 validation error, %
@@ -79,11 +76,9 @@ SCALES = {
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     paper, net = alexnet(), alexnet(len(data.classes))
     if config.scale == "paper":
-        # Section 5: the learning rate falls by 10, three times at most, when the error no longer does.
-        sgd = optim.sgd(config.learning_rate, momentum=0.9, weight_decay=5e-4)
-        tx = optax.chain(sgd, optim.plateau(smallest=1e-3))
-        augment = Compose((RandomCrop((227, 227)), RandomFlip(), lighting(data.train)))
-        recipe = adam_recipe(config, data, optimizer=lambda steps: tx, augment=augment)
+        schedule = Plateau(config.learning_rate)
+        printed = dataclasses.replace(ALEXNET, batch=config.batch, epochs=config.epochs, schedule=schedule)
+        recipe = bound(printed, data)
     else:
         recipe, net = adam_recipe(config, data), with_init(net, "he")
     layers = [name for name in net.names[:-1] if hasattr(net[name], "features")]

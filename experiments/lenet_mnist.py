@@ -17,16 +17,15 @@ import dataclasses
 import functools
 
 import numpy as np
-import optax
 
-from cnnjax.data.images import Transform
 from cnnjax.data.splits import Dataset
 from cnnjax.experiment import Experiment, Variant, adam_recipe, main
 from cnnjax.models.lectures import linear, mlp
 from cnnjax.models.lenet import lenet5, lenet5_1998
 from cnnjax.options import Config
-from cnnjax.train import optim
 from cnnjax.train.losses import mean_squared_error, rbf_discriminative
+from cnnjax.train.recipe import Cosine
+from cnnjax.train.recipes import lecun
 from cnnjax.verdict import Claim
 
 # LeCun et al. 1998, Fig. 9: test error on MNIST, %
@@ -62,8 +61,8 @@ def variants(config: Config, data: Dataset) -> dict[str, Variant]:
     rbf = dataclasses.replace(lenet, loss=rbf_discriminative(j=0.1))
     perceptron = dataclasses.replace(
         lenet,
-        optimizer=lambda steps: optax.adam(optim.cosine(config.learning_rate / 3, steps)),
-        transform=Transform(mean=(0.1 / 1.275,), std=(1 / 1.275,)),  # paper -0.1, ink 1.175: section II.B
+        schedule=Cosine(config.learning_rate / 3),
+        prepare=lecun,
         loss=mean_squared_error(),
     )
     return {

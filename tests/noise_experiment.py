@@ -47,11 +47,11 @@ def write_data(path: Path) -> str:
 def variants(config: Settings, data) -> dict[str, Variant]:
     """One network with all that a state can hold: statistics, momentum, a plateau, averages; and dropout."""
     from cnnjax.data.images import Transform
-    from cnnjax.experiment import Recipe
     from cnnjax.models.chain import chain
     from cnnjax.models.layers import Conv, Dense, Dropout, Norm
-    from cnnjax.train import losses
+    from cnnjax.train.feed import Prepare
     from cnnjax.train.loop import fit
+    from cnnjax.train.recipe import SGD, Drops, Recipe
 
     tx = _optimizer(config.explode_at)
 
@@ -65,7 +65,7 @@ def variants(config: Settings, data) -> dict[str, Variant]:
             tx,
             variant.recipe.loss,
             data,
-            transform=variant.recipe.transform,
+            transform=variant.recipe.prepare.transform,
             batch=config.batch,
             steps=variant.steps(data),
             seed=seed,
@@ -81,11 +81,11 @@ def variants(config: Settings, data) -> dict[str, Variant]:
 
     net = chain(conv1=Conv(8, 3, norm=Norm()), drop2=Dropout(0.5), fc3=Dense(2, act=None))
     recipe = Recipe(
-        optimizer=lambda steps: tx,
-        transform=Transform(mean=(0.5,)),
-        loss=losses.cross_entropy(),
-        epochs=config.epochs,
         batch=config.batch,
+        epochs=config.epochs,
+        schedule=Drops((0.05,)),
+        optimiser=SGD(),
+        prepare=Prepare(Transform(mean=(0.5,))),
     )
     return {"net": Variant(net=net, recipe=recipe, measure=measure)}
 

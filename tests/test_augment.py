@@ -525,9 +525,9 @@ def test_cutmix_replaces_a_rectangle_and_labels_count_pixels(key):
 
 def test_cutout_sets_a_square_whose_centre_is_anywhere(key):
     image = np.full((11, 9, 3), 200, np.uint8)
-    found = images(Cutout(4, fill=(10.0, 20.4, 300.0)), key, copies(image))
+    found = images(Cutout(4, fill=(10.0, 20.6, 300.0)), key, copies(image))
     cut = (found != 200).any(axis=-1)
-    np.testing.assert_array_equal(np.unique(found[cut], axis=0), [[10, 20, 255]])
+    np.testing.assert_array_equal(np.unique(found[cut], axis=0), [[10, 21, 255]])
     area = rectangles(cut)
     assert area.max() == 16
     lengths = [[len(set(range(c - 2, c + 2)) & set(range(side))) for c in range(side)] for side in (11, 9)]

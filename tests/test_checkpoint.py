@@ -271,7 +271,9 @@ def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path):
 
 
 def test_two_processes_cannot_keep_checkpoints_in_one_folder(tmp_path):
-    code = "import pathlib, sys; from cnnjax.train.checkpoint import opened; opened(pathlib.Path(sys.argv[1])).__enter__()"
+    code = (
+        "import pathlib, sys; from cnnjax.train.checkpoint import opened; opened(pathlib.Path(sys.argv[1])).__enter__()"
+    )
     with checkpoint.opened(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert f"CnnjaxError: another process keeps its checkpoints in {tmp_path}" in done.stderr

@@ -13,14 +13,16 @@ import kill_resume
 import optax
 import pytest
 from noise_experiment import EXPERIMENT, digest, write_data
-from test_train import DATA, FRAME, LOSS, SMALL, run, untimed
+from test_train import DATA, FRAME, SMALL, run, untimed
 
-from cnnjax.experiment import Diverged, Recipe, Variant, main, train
+from cnnjax.experiment import Diverged, Variant, main, train
 from cnnjax.models.chain import chain
 from cnnjax.models.layers import Dense
 from cnnjax.train import checkpoint, loop, optim
+from cnnjax.train.feed import Prepare
 from cnnjax.train.interrupt import Interrupted, postponed
 from cnnjax.train.metrics import read
+from cnnjax.train.recipe import SGD, Drops, Recipe, transformation
 from cnnjax.train.state import create
 
 TX = optax.chain(optim.sgd(optim.step_decay(0.1, (5,)), momentum=0.9), optim.plateau())
@@ -29,18 +31,16 @@ HOW = {"tx": TX, "ema_decay": 0.9, "steps": 12, "log_every": 4, "eval_every": 6,
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """Arranges that something is done while step `number` is computed."""
+    """Arranges that something is done when step `number` of a call of `fit` begins."""
 
     def arrange(number, action):
-        step, calls = loop._train_step, []
+        def stream(*arguments, inner=loop.stream, **how):
+            for i, examples in enumerate(inner(*arguments, **how), start=1):
+                if i == number:
+                    action()
+                yield examples
 
-        def called(*arguments, **how):
-            calls.append(arguments)
-            if len(calls) == number:
-                action()
-            return step(*arguments, **how)
-
-        monkeypatch.setattr(loop, "_train_step", called)
+        monkeypatch.setattr(loop, "stream", stream)
 
     yield arrange
     monkeypatch.undo()
@@ -163,13 +163,14 @@ def test_the_device_is_never_many_steps_behind(monkeypatch):
 
 def test_the_best_checkpoint_is_kept_and_found_again(tmp_path):
     """At every evaluation, whether or not a save is due there."""
-    done = run(tmp_path, tx=optax.sgd(0.1), steps=25, eval_every=3, save_every=1000, keep_best=True)
+    tx = optim.sgd(optim.piecewise((0.3, 10.0), (12,)))  # good at first, then ruined
+    done = run(tmp_path, tx=tx, steps=25, eval_every=3, save_every=1000, keep_best=True)
     errors = {row["step"]: row["test"]["error"] for row in done.history if "test" in row}
     saved = checkpoint.Checkpoints(tmp_path / "checkpoints")
     best = min(errors, key=errors.__getitem__)
-    assert checkpoint.best(saved) == best < 24 and checkpoint.latest(saved) == 25
+    assert checkpoint.best(saved) == best == 9 and checkpoint.latest(saved) == 25
     assert checkpoint.facts(saved, best)["error"] == errors[best]
-    again = run(steps=best, tx=optax.sgd(0.1), eval_every=3)
+    again = run(steps=best, tx=tx, eval_every=3)
     assert digest(checkpoint.restore(saved, best, again.state)) == digest(again.state)
 
 
@@ -256,10 +257,14 @@ def test_a_loss_that_is_not_finite_exits_with_3_and_leaves_what_is_finite(tmp_pa
 
 def test_the_last_finite_checkpoint_of_an_experiments_training_can_be_loaded(tmp_path):
     """Through the training that experiments share."""
-    tx = optim.sgd(optim.piecewise((0.01, 1e30), (1100,)))
     recipe = Recipe(
-        optimizer=lambda steps: tx, transform=FRAME, loss=LOSS, epochs=1200 * 8 / len(DATA.train.label), batch=8
+        batch=8,
+        iterations=1200,
+        schedule=Drops((0.01, 1e30), (1100 / 1200,)),
+        optimiser=SGD(),
+        prepare=Prepare(FRAME),
     )
+    tx = transformation(recipe, 1200)
     with pytest.raises(Diverged, match="not finite at step 11") as error:
         train(Variant(net=SMALL, recipe=recipe), DATA, 0, tmp_path, lambda row: None)
     assert error.value.exit_code == 3

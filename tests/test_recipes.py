@@ -12,8 +12,8 @@ import pytest
 from by_hand import scrambled
 from narrow import narrow
 
-from cnnjax.data.augment import Compose, RandomCrop
-from cnnjax.data.splits import Dataset, Split
+from cnnjax.data.augment import Compose, RandomCrop, fixed
+from cnnjax.data.splits import Dataset, Split, standardise
 from cnnjax.errors import CnnjaxError
 from cnnjax.models.catalog import entry
 from cnnjax.models.chain import chain
@@ -21,11 +21,13 @@ from cnnjax.models.layers import Conv, Dense, GlobalAvgPool, Norm
 from cnnjax.models.surgery import transplant, with_init
 from cnnjax.models.vgg import vgg
 from cnnjax.train import optim, recipe
+from cnnjax.train.evaluate import Member, score
 from cnnjax.train.feed import Prepare
 from cnnjax.train.loop import fit
+from cnnjax.train.protocols import CENTRE
 from cnnjax.train.recipe import SGD, Drops, Plateau, Recipe, RMSProp, arguments, bound, for_crop, transformation
 from cnnjax.train.recipes import RECIPES
-from cnnjax.train.state import create
+from cnnjax.train.state import create, variables
 from cnnjax.train.step import train_step
 
 IMAGENET, CIFAR = 1_281_167, 50_000
@@ -50,7 +52,8 @@ def small(name: str) -> Recipe:
 # Source, unit of time, {time: learning rate}: written from the papers, not from the rows.
 # fmt: off
 RATES = {
-    "lenet":           ("epochs", {0: 5e-4, 1.99: 5e-4, 2.01: 2e-4, 4.99: 2e-4, 5.01: 1e-4, 8.01: 5e-5, 11.99: 5e-5, 12.01: 1e-5, 20: 1e-5}),
+    "lenet":           ("epochs", {0: 5e-4, 1.99: 5e-4, 2.01: 2e-4, 4.99: 2e-4, 5.01: 1e-4, 7.99: 1e-4, 8.01: 5e-5,
+                                   11.99: 5e-5, 12.01: 1e-5, 20: 1e-5}),
     "alexnet":         ("epochs", {0: 0.01, 90: 0.01}),
     "zfnet":           ("epochs", {0: 0.01}),
     "nin":             ("iterations", {0: 0.1, 99_999: 0.1, 100_000: 0.01}),
@@ -155,12 +158,18 @@ def test_every_row_trains_a_network_on_small_data(name):
 
 
 @pytest.mark.parametrize("name", ["zfnet", "densenet_cifar"])
-def test_a_row_learns(name, tmp_path):
+def test_a_row_learns_and_is_evaluated_as_its_protocol_says(name):
     row = dataclasses.replace(small(name), epochs=20, iterations=None, batch=8)
     images = data(row.size or SIDE, n=40, classes=4)
     net = chain(conv1=Conv(4, 5, stride=4, norm=Norm()), pool2=GlobalAvgPool(), fc3=Dense(4, act=None))
     run = fit(net, data=images, seed=0, **arguments(row, images))
     assert run.metrics["error"] <= 50 and run.history[-1]["step"] == 100
+    protocol = dataclasses.replace(row.evaluation, squares=None, mirror=False)
+    if row.crop is not None:
+        protocol = dataclasses.replace(protocol, crops=CENTRE)
+    prepare = bound(row, images).prepare
+    member = Member(net, variables(run.state), Prepare(prepare.transform, fixed(prepare.augment)), protocol)
+    assert score([member], images.test, batch=8).metrics == pytest.approx(run.metrics, rel=1e-4)
 
 
 def test_equal_recipes_share_one_transformation_and_so_one_compiled_step():
@@ -175,7 +184,7 @@ def test_what_is_measured_is_measured_on_the_training_images_once():
     mean, crop, _ = whole.prepare.augment.steps
     np.testing.assert_allclose(mean.mean.values, images.train.image.mean(axis=0), rtol=1e-6)
     assert crop == RandomCrop((SIDE, SIDE), pad=4)
-    assert bound(whole, images) is whole
+    assert bound(whole, images) == whole and bound(whole, data(SIDE, n=9)) == whole
     assert bound(small("alexnet"), data(32)).prepare.augment.steps[1] == RandomCrop((SIDE, SIDE))
 
 
@@ -202,7 +211,7 @@ def test_another_crop_keeps_the_proportions(name, stored):
     "length", [{}, {"epochs": 1, "iterations": 1}, {"epochs": 0}, {"iterations": -3}, {"epochs": float("nan")}]
 )
 def test_a_recipe_has_one_positive_length(length):
-    with pytest.raises(CnnjaxError, match="lasts epochs or iterations|must be positive"):
+    with pytest.raises(CnnjaxError, match=r"lasts epochs or iterations|must be positive"):
         Recipe(batch=8, schedule=Drops((0.1,)), optimiser=SGD(), prepare=Prepare(None), **length)
 
 
@@ -357,3 +366,26 @@ def test_what_is_transplanted_is_a_copy():
     taken = transplant(donor, {"fc": {"kernel": jnp.zeros((2, 3))}}, ("fc",))
     donor["fc"]["kernel"].delete()
     assert float(taken["fc"]["kernel"].sum()) == 6
+
+
+def test_training_starts_from_what_was_transplanted():
+    """B from A at once through `fit`: what is frozen is A's, bit for bit, and the rest has moved."""
+    images, start = data(32, n=4), RECIPES["vgg"].start
+    donor = scrambled(narrow(vgg("A")), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    run = fit(
+        narrow(vgg("B")),
+        optim.sgd(1e-3),
+        recipe.CROSS_ENTROPY,
+        images,
+        transform=standardise(images.train),
+        batch=2,
+        steps=1,
+        seed=0,
+        start=lambda params: transplant(donor, params, start.layers),
+        frozen=frozenset(start.layers) - {"fc8"},
+        ema_decay=0.9,
+    )
+    held = set(start.layers) - {"fc8"}
+    for tree in (run.state.params, run.state.ema["params"]):
+        chex.assert_trees_all_equal({name: tree[name] for name in held}, {name: donor[name] for name in held})
+        assert 0 < np.abs(tree["fc8"]["kernel"] - donor["fc8"]["kernel"]).max() < 0.1

@@ -6,6 +6,7 @@ asked before. So a run resumes at any step, with any number of workers.
 
 import functools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -135,7 +136,8 @@ def _ahead(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's processes ask for a flag, which only an absl application parses
-        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        iterable = iterable.mp_prefetch(options, worker_init_fn=_leave_ctrl_c_to_the_program)
     iterator = iter(iterable)
     try:
         for found in iterator:
@@ -143,6 +145,10 @@ def _ahead(
             yield {key: np.array(found.pop(key)) for key in list(found)} if workers else found
     finally:
         iterator.close()
+
+
+def _leave_ctrl_c_to_the_program(*_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the workers too, which would print tracebacks
 
 
 def on_device(split: Split, sharding: Any = None) -> DeviceSplit:

@@ -4,9 +4,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,38 +23,16 @@ class Interrupted(KeyboardInterrupt):
 def postponed() -> Iterator[list[int]]:
     """Yields a list that SIGTERM and SIGINT are added to; the second one ends the process at once.
 
-    What was asked for and not answered by an exception is asked again when the block has ended. Where handlers cannot
-    be set, outside the main thread, nothing changes; nor does it for signals that the process ignores.
+    What was asked for and not answered by an exception is asked again when the block has ended. Outside the main
+    thread, where handlers cannot be set, nothing changes; nor does it for signals that the process ignores.
     """
     came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    numbers = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
 
-    def leave_at_second() -> None:
-        # Python's handlers wait for the main thread, which may sit in a compilation for minutes; this one does not.
-        heard = 0
-        while number := os.read(reader, 1):
-            heard += number[0] in numbers
-            if heard > 1:
-                os._exit(128 + number[0])
+    def hear(number: int, _: Any) -> None:
+        came.append(number)
 
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    thread = threading.Thread(target=leave_at_second, daemon=True)
-    thread.start()
-    try:
+    with _handled(hear, signal.SIGTERM, signal.SIGINT) as numbers, _gone_at_the_second_of(numbers):
         yield came
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        os.close(writer)
-        thread.join()
-        os.close(reader)
     if came:
         signal.raise_signal(came[0])
 
@@ -64,11 +41,50 @@ def postponed() -> Iterator[list[int]]:
 def raised() -> Iterator[None]:
     """Around a command line: SIGTERM raises `Interrupted`, as SIGINT raises `KeyboardInterrupt`."""
 
-    def stop(number: int, _) -> None:
+    def stop(number: int, _: Any) -> None:
         raise Interrupted(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    with _handled(stop, signal.SIGTERM):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[list[int]]:
+    """Yields the signals, of those given, that come to the handler now."""
+    main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in numbers if main and signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, handler) for number in ours}
+    try:
+        yield ours
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def _gone_at_the_second_of(numbers: list[int]) -> Iterator[None]:
+    """Python's handlers wait for the main thread, which may sit in a compilation for minutes; this does not wait."""
+    if not numbers:
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen() -> None:
+        heard = 0
+        while number := os.read(reader, 1)[0]:
+            heard += number in numbers
+            if heard > 1:
+                os._exit(128 + number)
+
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")  # no signal's number
+        thread.join()
+        os.close(reader)
+        os.close(writer)

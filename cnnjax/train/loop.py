@@ -132,7 +132,9 @@ def fit(
         state = create(*given, **kept)
         if start is not None:
             params = start(state.params)
-            state = state._replace(params=params, ema=state.ema and {**state.ema, "params": params})
+            state = state._replace(
+                params=params, ema=state.ema and {**state.ema, "params": jax.tree.map(jnp.copy, params)}
+            )
         state = jax.device_put(state, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         if saved is not None and done:
             state = checkpoint.restore(saved, done, state)

@@ -182,13 +182,17 @@ def transformation(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def bound(recipe: Recipe, data: Dataset) -> Recipe:
-    """The recipe for a data set: what is measured on its training images (means, colours) is measured here."""
+def preparation(recipe: Recipe, data: Dataset) -> Prepare:
+    """How images of a data set are augmented and normalised: what that needs (means, colours) is measured here."""
     if isinstance(recipe.prepare, Prepare):
-        return recipe
+        return recipe.prepare
     height, width = data.train.image.shape[1:3]
-    crop = (height, width) if recipe.crop is None else (recipe.crop, recipe.crop)
-    return dataclasses.replace(recipe, prepare=recipe.prepare(data, crop))
+    return recipe.prepare(data, (height, width) if recipe.crop is None else (recipe.crop, recipe.crop))
+
+
+def bound(recipe: Recipe, data: Dataset) -> Recipe:
+    """The recipe for one data set, on which nothing is left to be measured."""
+    return dataclasses.replace(recipe, prepare=preparation(recipe, data))
 
 
 def arguments(recipe: Recipe, data: Dataset) -> dict[str, Any]:
@@ -196,19 +200,17 @@ def arguments(recipe: Recipe, data: Dataset) -> dict[str, Any]:
 
     Where the recipe crops, evaluation sees the central crop at the first scale of its protocol.
     """
-    recipe = bound(recipe, data)
-    assert isinstance(recipe.prepare, Prepare)
-    transform, augment = recipe.prepare.transform, recipe.prepare.augment
+    prepare = preparation(recipe, data)
     view = None
     if recipe.crop is not None:
         scale = recipe.evaluation.for_crop(recipe.crop).scales[0]
-        view = Compose((fixed(augment), CentreCrop((recipe.crop, recipe.crop), scale)))
+        view = Compose((fixed(prepare.augment), CentreCrop((recipe.crop, recipe.crop), scale)))
     total = steps(recipe, len(data.train.label))
     return {
         "tx": transformation(recipe, total),
         "loss": recipe.loss,
-        "transform": transform,
-        "augment": augment,
+        "transform": prepare.transform,
+        "augment": prepare.augment,
         "view": view,
         "batch": recipe.batch,
         "steps": total,

@@ -172,6 +172,17 @@ def test_every_damage_to_a_file_is_seen(two, tmp_path):
     assert manifest.damage(two / "2") is None
 
 
+def test_every_damage_to_the_manifest_is_seen(two, tmp_path):
+    """Also where a letter becomes a capital, and the SHA-256 stays the same number."""
+    folder = tmp_path / "2"
+    shutil.copytree(two / "2", folder)
+    for byte in range((folder / manifest.NAME).stat().st_size):
+        corrupt.flip(folder / manifest.NAME, 8 * byte + 5)
+        assert manifest.damage(folder), byte
+        corrupt.flip(folder / manifest.NAME, 8 * byte + 5)
+    assert manifest.damage(folder) is None
+
+
 def test_files_that_were_not_there_are_seen(two, tmp_path):
     shutil.copytree(two / "2", tmp_path / "2")
     (tmp_path / "2" / "state" / "more").write_text("")
@@ -233,7 +244,7 @@ def read_only(folder):
         subprocess.run(["umount", str(inside)], check=True)
 
 
-def test_a_full_disk_costs_the_new_checkpoint_and_no_other(state, tmp_path, capfd):
+def test_a_full_disk_costs_the_new_checkpoint_and_no_other(state, tmp_path, capfd, caplog):
     with checkpoint.opened(tmp_path) as saved:
         checkpoint.save(saved, 1, state, FACTS)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -243,7 +254,7 @@ def test_a_full_disk_costs_the_new_checkpoint_and_no_other(state, tmp_path, capf
                 checkpoint.save(saved, 2, state, FACTS)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert capfd.readouterr().err == ""
+        assert capfd.readouterr().err == "" and caplog.records == []
         assert str(error.value).split("\n") == [
             f"cannot save checkpoint 2 in {tmp_path}: File too large",
             "checkpoint 1 is there, and the same command goes on from it",

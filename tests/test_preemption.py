@@ -120,11 +120,14 @@ def test_a_second_signal_ends_a_process_that_is_deep_in_a_library():
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.5)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=5) == 143
+        try:
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=5) == 143
+        finally:
+            process.kill()
 
 
 def test_many_signals_that_nobody_asked_about_are_no_requests_to_stop():
@@ -155,7 +158,7 @@ def test_the_device_is_never_many_steps_behind(monkeypatch):
     run(net=net, tx=TX, **how)  # compiled
     monkeypatch.setattr(loop, "_train_step", called)
     run(net=net, tx=TX, **how)
-    assert max(late) <= loop.AHEAD + 1
+    assert max(late) <= 3
 
 
 # --- what is kept

@@ -157,7 +157,7 @@ def test_every_row_trains_a_network_on_small_data(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(step, jax.eval_shape(step, state)), state)
 
 
-@pytest.mark.parametrize("name", ["zfnet", "densenet_cifar"])
+@pytest.mark.parametrize("name", ["zfnet", "densenet_cifar", "resnet"])
 def test_a_row_learns_and_is_evaluated_as_its_protocol_says(name):
     row = dataclasses.replace(small(name), epochs=20, iterations=None, batch=8)
     images = data(row.size or SIDE, n=40, classes=4)
@@ -319,11 +319,11 @@ def test_biases_and_normalisation_may_be_left_out_of_the_decay():
 
 
 def test_a_plateau_lowers_the_rate_three_times_and_no_more():
-    row = dataclasses.replace(RECIPES["alexnet"], optimiser=SGD(0.0))
-    tx, params = transformation(row, 9), {"w": jnp.zeros(1)}
+    row = dataclasses.replace(RECIPES["alexnet"], optimiser=SGD(0.0, weight_decay=0.5))
+    tx, params = transformation(row, 9), {"w": jnp.ones(1)}
     state, moved = tx.init(params), []
     for _ in range(7):
-        updates, state = tx.update({"w": jnp.ones(1)}, state, params)
+        updates, state = tx.update({"w": jnp.full(1, 0.5)}, state, params)
         moved.append(-float(updates["w"][0]))
         state = optim.observe(state, 50.0)  # no evaluation is better than the first
     assert moved == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4, 1e-5, 1e-5, 1e-5], rel=1e-4)
@@ -371,9 +371,9 @@ def test_what_is_transplanted_is_a_copy():
 def test_training_starts_from_what_was_transplanted():
     """B from A at once through `fit`: what is frozen is A's, bit for bit, and the rest has moved."""
     images, start = data(32, n=4), RECIPES["vgg"].start
-    donor = scrambled(narrow(vgg("A")), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    donor = scrambled(narrow(vgg("A"), by=32), np.zeros((1, 32, 32, 3), np.float32))["params"]
     run = fit(
-        narrow(vgg("B")),
+        narrow(vgg("B"), by=32),
         optim.sgd(1e-3),
         recipe.CROSS_ENTROPY,
         images,

@@ -7,6 +7,7 @@ It ends in `main(EXPERIMENT)`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -15,14 +16,14 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnjax import machine, page, report, runfolder, verdict
-from cnnjax.errors import CnnjaxError
-from cnnjax.options import Config, parse
+from cnnjax.errors import CnnjaxError, unknown
+from cnnjax.options import Config, Options, Training, parse
 from cnnjax.progress import progress
 from cnnjax.train import interrupt
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # jax and its company load when the training begins, so that 
     from cnnjax.data.splits import Dataset
     from cnnjax.models.chain import Chain
     from cnnjax.train.recipe import Recipe
+    from cnnjax.train.state import State
 
 
 def adam_recipe(config: Config, data: Dataset) -> Recipe:
@@ -57,7 +59,8 @@ Measure = Callable[["Variant", "Dataset", int, Path, OnLog], dict[str, float]]
 
 def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLog) -> dict[str, float]:
     """Trains the variant's network from `seed`, going on from what `folder` holds: last evaluation and speed."""
-    from cnnjax.train.loop import NonFinite, fit
+    from cnnjax.train.journal import NonFinite
+    from cnnjax.train.loop import fit
     from cnnjax.train.recipe import arguments
 
     recipe, steps = variant.recipe, variant.steps(data)
@@ -70,6 +73,7 @@ def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLo
             seed=seed,
             folder=folder,
             **arguments(recipe, data),
+            **variant.how,
             log_every=max(1, steps // 100),
             eval_every=max(epoch, math.ceil(steps / 20)),
             save_every=1000,
@@ -92,12 +96,13 @@ class Diverged(CnnjaxError):
 class Variant:
     """One row of the table: a network, how it is trained, and what else the table says of it.
 
-    columns: further columns, heading -> number or text. measure: what gives the metrics; a row that is measured in
-    another way than by a training needs neither network nor recipe.
+    how: what `fit` is told besides. columns: further columns, heading -> number or text. measure: what gives the
+    metrics; a row that is measured in another way than by a training needs neither network nor recipe.
     """
 
     net: Chain | None = None
     recipe: Recipe | None = None
+    how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     measure: Measure = train
 
@@ -108,19 +113,41 @@ class Variant:
         return recipe.steps(self.recipe, len(data.train.label)) if self.recipe else 1
 
     def check(self, data: Dataset) -> None:
-        """Raises `CnnjaxError` where the images do not fit the augmentation or the network; computes nothing."""
+        """Raises `CnnjaxError` where images, augmentation, network, loss and optimiser do not fit; computes nothing."""
+        import jax
+
+        from cnnjax.train.state import variables
+
+        if self.net is not None and self.recipe is not None:
+            images = jax.ShapeDtypeStruct((1, *self.sees(data)), "float32")
+            state = self.state(data)
+            if "start" in self.how:
+                jax.eval_shape(self.how["start"], state.params)
+            output = jax.eval_shape(self.net.apply, variables(state), images)
+            jax.eval_shape(self.recipe.loss, output, jax.ShapeDtypeStruct((1,), "int32"))
+
+    def sees(self, data: Dataset) -> tuple[int, ...]:
+        """(height, width, channels) of what the network sees of these images in training."""
         import jax
 
         from cnnjax.train.recipe import preparation
 
-        prepare = preparation(self.recipe, data) if self.recipe else None
-
-        def initialise(key, batch):
-            batch = prepare(key, batch) if prepare else batch
-            return self.net and self.net.init({"params": key, "dropout": key}, batch["image"].astype("float32"))
-
+        assert self.recipe is not None
         image = jax.ShapeDtypeStruct((1, *data.train.image.shape[1:]), "uint8")
-        jax.eval_shape(initialise, jax.random.key(0), {"image": image, "label": jax.ShapeDtypeStruct((1,), "int32")})
+        batch = {"image": image, "label": jax.ShapeDtypeStruct((1,), "int32")}
+        return jax.eval_shape(preparation(self.recipe, data), jax.random.key(0), batch)["image"].shape[1:]
+
+    def state(self, data: Dataset) -> State:
+        """Of what shapes the state of the training is."""
+        import jax
+
+        from cnnjax.train.recipe import transformation
+        from cnnjax.train.state import create
+
+        assert self.recipe is not None
+        tx, average = transformation(self.recipe, self.steps(data)), self.recipe.ema_decay is not None
+        given = self.net, tx, jax.random.key(0), self.sees(data)
+        return create.eval_shape(*given, frozen=self.recipe.frozen, average=average)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,28 +157,51 @@ class Experiment:
     name: the file's. doc: its docstring. scales: scale -> settings. variants: (settings, images) -> rows.
     published: variant -> the paper's number, None where it has none, in the order of the table; published_as: what it
     is. claims: what the verdict judges. reference: the variant that has to reach `Config.bar`.
+
+    One that claims nothing has no more than its settings and variants, and there is no verdict. about: settings -> what
+    the report says, "title" and other headings; by default what the docstring does.
     """
 
     name: str
     doc: str
-    scales: Mapping[str, Config]
+    scales: Mapping[str, Training]
     variants: Callable[[Any, Dataset], Mapping[str, Variant]]
-    published: Mapping[str, float | None]
-    published_as: str
-    reference: str
-    claims: Sequence[verdict.Claim]
+    published: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    published_as: str = ""
+    reference: str | None = None
+    claims: Sequence[verdict.Claim] = ()
+    about: Callable[[Any], Mapping[str, str]] | None = None
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
-    """Runs the experiment as the command line says.
+    """Runs the experiment as the command line says."""
+    with command():
+        run(experiment, configuration(experiment, sys.argv[1:] if argv is None else argv))
 
-    Exits with a few lines on stderr, and with 2 where the user has to change something, 3 where the loss is no longer
-    finite, 74 where the disk is full, 130 after SIGINT, and 143 after SIGTERM.
+
+def configuration(experiment: Experiment, argv: Sequence[str]) -> Training:
+    """The settings that a command line asks for."""
+    config = parse(experiment.name, experiment.doc, experiment.scales, experiment.published, argv)
+    for variant in _only(config):
+        if variant not in experiment.published:
+            raise unknown("variant", variant, experiment.published)
+    return config
+
+
+def _only(config: Training) -> tuple[str, ...]:
+    return config.only if isinstance(config, Config) else ()
+
+
+@contextlib.contextmanager
+def command() -> Iterator[None]:
+    """Around a command line: what went wrong becomes a few lines on stderr and an exit code.
+
+    2 where the user has to change something, 3 where the loss is no longer finite, 74 where the disk is full, 130 after
+    SIGINT, and 143 after SIGTERM.
     """
     try:
-        argv = sys.argv[1:] if argv is None else argv
         with interrupt.raised():
-            run(experiment, parse(experiment.name, experiment.doc, experiment.scales, experiment.published, argv))
+            yield
     except CnnjaxError as error:
         sys.exit(_complain(f"error: {error}", error.exit_code))
     except OSError as error:
@@ -169,30 +219,46 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def run(experiment: Experiment, config: Config) -> dict[str, Any]:
+def run(experiment: Experiment, config: Training) -> dict[str, Any]:
     """Trains what is not trained yet, writes the report, prints the table; the contents of `results.json`."""
-    folder = config.workdir or Path("runs") / f"{experiment.name}-{config.scale}"
-    record = {"experiment": experiment.name, **config.record()}
+
+    def measure(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+        return _measure_all(experiment, config, record, folder)
+
+    return kept(experiment.name, config, measure, write=report.write, show=report.show)
+
+
+def kept(
+    name: str,
+    config: Options,
+    measure: Callable[[Path, dict[str, Any]], dict[str, Any]],
+    *,
+    write: Callable[[Path, dict[str, Any]], None],
+    show: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """What `measure` gives for (folder, record) is written as a report and shown, and kept as `results.json`.
+
+    `record`: what `config.json` is to hold; `measure` writes it when it knows that what is asked for can be done. What
+    is there already is only shown.
+    """
+    folder, record = config.folder(name), {"experiment": name, **config.record()}
     finished = folder / "results.json"
     with runfolder.opened(folder, record, fresh=config.fresh):
         if not finished.exists():
-            results = _measure_all(experiment, config, record, folder)
-            report.write(folder, results)
+            results = measure(folder, record)
+            write(folder, results)
             runfolder.write_json(finished, results)  # last: with it the run is finished
         results = runfolder.read_json(finished)
-        report.show(results)
+        show(results)
         print(f"report: {folder / 'report.html'}")
     return results
 
 
-def _measure_all(experiment: Experiment, config: Config, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Every variant with every seed, one after the other: on a CPU that is faster than all seeds in one program."""
-    from cnnjax.data.sources import load
-
-    size = None if config.size is None else (config.size, config.size)
-    data = load(config.data, size=size, channels=config.channels, test=config.test_data)
-    variants = experiment.variants(config, data)
-    variants = {name: variants[name] for name in experiment.published if not config.only or name in config.only}
+    data = config.load()
+    variants, only = experiment.variants(config, data), _only(config)
+    variants = {name: variants[name] for name in experiment.published or variants if not only or name in only}
     for variant in variants.values():
         variant.check(data)
     runfolder.write_json(folder / "config.json", record)  # only now: what cannot be run leaves no run behind
@@ -225,14 +291,13 @@ def _measure(variant: Variant, data: Dataset, seed: int, place: Path, on_log: On
     return {**metrics, "seconds": seconds, "compile_seconds": compiling}
 
 
-def _summary(experiment: Experiment, config: Config, record, data: Dataset, variants, results) -> dict[str, Any]:
+def _summary(experiment: Experiment, config: Training, record, data: Dataset, variants, results) -> dict[str, Any]:
     """What `results.json` holds, and the report shows."""
     errors = {name: {seed: run[config.metric] for seed, run in runs.items()} for name, runs in results.items()}
     every = [run for runs in results.values() for run in runs.values()]
     return {
         "experiment": experiment.name,
-        "about": page.about(experiment.doc),
-        "scale": config.scale,
+        "about": dict(experiment.about(config) if experiment.about else page.about(experiment.doc)),
         "metric": config.metric,
         "published_as": experiment.published_as,
         "rows": [
@@ -242,7 +307,7 @@ def _summary(experiment: Experiment, config: Config, record, data: Dataset, vari
                 "mean": statistics.fmean(errors[name].values()),
                 "sd": statistics.stdev(errors[name].values()) if config.seeds > 1 else None,
                 "n": config.seeds,
-                "published": experiment.published[name],
+                "published": experiment.published.get(name),
                 "seeds": {str(seed): run for seed, run in results[name].items()},
             }
             for name, variant in variants.items()
@@ -254,7 +319,9 @@ def _summary(experiment: Experiment, config: Config, record, data: Dataset, vari
             bar=config.bar,
             resolution=100 / len(data.test.label),
             published=experiment.published,
-        ),
+        )
+        if isinstance(config, Config) and experiment.reference
+        else None,
         "data": {
             "name": data.name,
             "train": len(data.train.label),

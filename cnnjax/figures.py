@@ -22,12 +22,17 @@ _STYLE: dict[Any, Any] = {
 
 
 def comparison(results: Mapping[str, Any]) -> str:
-    """One line a variant: each seed's error and mean ± sd on the left, the published number on the right."""
+    """One line a variant: each seed's error and mean ± sd on the left, the published number on the right.
+
+    "" where there is nothing to compare.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     rows = results["rows"]
     published = any(row["published"] is not None for row in rows)
+    if len(rows) == 1 and not published:
+        return ""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8.5, 1.3 + 0.36 * len(rows)), layout="constrained")
         panels = figure.subplots(1, 1 + published, sharey=True, squeeze=False)[0]
@@ -72,7 +77,7 @@ def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8.5, 3.8), layout="constrained")
-        axes = figure.subplots()
+        axes, highest = figure.subplots(), 0.0
         for i, (variant, seeds) in enumerate(histories.items()):
             points: dict[float, list[float]] = {}
             for row in (row for rows in seeds for row in rows if "test" in row):
@@ -81,7 +86,9 @@ def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence
                 epochs = sorted(points)
                 colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
                 means = [math.fsum(points[e]) / len(points[e]) for e in epochs]
-                axes.plot(epochs, means, color=colour, linestyle=dash, label=variant)
+                highest = max(highest, *means)
+                marker = "o" if len(epochs) == 1 else None
+                axes.plot(epochs, means, color=colour, linestyle=dash, marker=marker, label=variant)
                 axes.fill_between(
                     epochs,
                     [min(points[e]) for e in epochs],
@@ -92,14 +99,68 @@ def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence
                 )
         if not axes.lines:
             return ""
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        if highest > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if max(axes.get_xlim()) > 4:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=METRICS[results["metric"]])
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        return _svg(figure)
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """A square for each pair of classes (row: what it is, column: what it is taken for): darker for more of the row.
+
+    The numbers and the names are in it where there is room for them.
+    """
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    matrix = np.asarray(counts)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    height, roomy = min(8.0, 2.2 + 0.3 * len(classes)), len(classes) <= 20
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(8.5, height), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(xlabel="taken for", ylabel="is")
+        if roomy:
+            names = [textwrap.shorten(name, 18, placeholder="…") for name in classes]
+            axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
+            axes.set_yticks(range(len(names)), names)
+            for (i, j), count in np.ndenumerate(matrix):
+                if count:
+                    colour = "white" if shares[i, j] > 0.5 else "black"
+                    axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color=colour)
+        return _svg(figure)
+
+
+def range_test(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    marks: Mapping[str, float],
+) -> str:
+    """Loss over the learning rate: every step's, the smoothed ones, and rates with a name."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(rates, losses, color="#aaaaaa", lw=0.8, label="each step")
+        axes.plot(rates, smoothed, color=COLOURS[0], lw=2, label="smoothed")
+        for (name, rate), colour, dash in zip(marks.items(), COLOURS[1:], DASHES[1:], strict=False):
+            axes.axvline(rate, color=colour, linestyle=dash, label=f"{name}: {rate:.2g}")
+        low, high = min(smoothed), max(smoothed[: max(1, len(smoothed) // 2)])
+        axes.set_ylim(max(0.0, low - 0.1 * (high - low)), high + 0.2 * (high - low) or None)
+        axes.set_xscale("log")
+        axes.set(xlabel="learning rate", ylabel="training loss")
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg(figure)
 
 
@@ -151,6 +212,33 @@ def bubbles(points: Sequence[tuple[str, float, float, float, bool]]) -> str:
                 fontsize=8.5,
                 arrowprops=line,
             )
+        return _svg(figure)
+
+
+def bars(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+    """A group of bars a row: (label, name -> ratio), with a line at 1."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for _, ratios in rows for name in ratios))
+    height = 0.8 / len(names)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.5, 1 + 0.11 * len(rows) * (len(names) + 2)), layout="constrained")
+        axes = figure.subplots()
+        for i, name in enumerate(names):
+            places = [
+                (y + (i - len(names) / 2) * height, ratios[name])
+                for y, (_, ratios) in enumerate(rows)
+                if name in ratios
+            ]
+            hatch = ("", "//", "..")[i // len(COLOURS) % 3]
+            axes.barh(*zip(*places, strict=True), height=height, align="edge", color=COLOURS[i % len(COLOURS)],
+                      hatch=hatch, label=name)  # fmt: skip
+        axes.axvline(1, color="black", lw=0.8)
+        axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("speed, the fastest peer = 1")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         return _svg(figure)
 
 

@@ -15,7 +15,7 @@ Results = Mapping[str, Any]  # what `results.json` holds
 
 
 def show(results: Results) -> None:
-    """Prints the table and the verdict."""
+    """Prints the table and the verdict, if there is one."""
     from rich.console import Console
 
     judged, grid = results["verdict"], page.grid(_comparison(results))
@@ -23,6 +23,8 @@ def show(results: Results) -> None:
     console.print(f"\n{results['about']['title']}\n")
     needed = sum((column.min_width or 0) + 2 for column in grid.columns)
     Console(highlight=False, width=max(needed, console.width)).print(grid)  # a long line is better than a cut number
+    if judged is None:
+        return
     console.print(f"paper: {results['published_as']}")
     console.print(f"\n[bold]{judged['verdict']}[/bold]: {judged['reason']}")
     for claim in judged["claims"]:
@@ -38,14 +40,15 @@ def write(folder: Path, results: Results) -> None:
     }
     drawn = {"comparison": figures.comparison(results), "curves": figures.curves(results, histories)}
     pictures = [Picture(name, _CAPTIONS[name], svg) for name, svg in drawn.items() if svg]
-    lead = f"Verdict: {results['verdict']['verdict']}.", results["verdict"]["reason"]
-    footer = f"Scale {results['scale']}, finished {results['finished']}. The same numbers are in results.json."
+    judged = results["verdict"]
+    lead = judged and (f"Verdict: {judged['verdict']}.", judged["reason"])
+    footer = f"Finished {results['finished']}. The same numbers are in results.json."
     page.write(folder, page.Page(results["about"]["title"], _sections(results, pictures), footer, lead))
 
 
 _CAPTIONS = {
     "comparison": "Left: this run, every seed and their mean ± standard deviation. "
-    "Right: the published numbers, on the paper's own data.",
+    "Right, where there is one: the published numbers, on the paper's own data.",
     "curves": "Test error during training. Line: mean over the seeds. Band: from the best to the worst of them.",
 }
 
@@ -57,10 +60,15 @@ def _sections(results: Results, pictures: Sequence[Picture]) -> list[Section]:
         "of which compiling, s": "compile_seconds",
         "peak memory, MB": "peak_memory_mb",
     }
+    first: list[Section] = [("Results", [_comparison(results), *pictures])]
+    if results["verdict"]:
+        first = [
+            ("Claim", [about["claim"], f"Source: {about['source']}"]),
+            ("Paper and this run", [_comparison(results), f"paper: {results['published_as']}", *pictures]),
+            ("Verdict", [_claims(results), _HOW_JUDGED]),
+        ]
     return [
-        ("Claim", [about["claim"], f"Source: {about['source']}"]),
-        ("Paper and this run", [_comparison(results), f"paper: {results['published_as']}", *pictures]),
-        ("Verdict", [_claims(results), _HOW_JUDGED]),
+        *first,
         *(
             (name.capitalize(), [text])
             for name, text in about.items()
@@ -89,16 +97,16 @@ _HOW_TIMED = (
 
 
 def _comparison(results: Results) -> Table:
-    rows = results["rows"]
+    rows, papers = results["rows"], ["paper, %"] if results["verdict"] else []
     further = list(dict.fromkeys(name for row in rows for name in row["columns"]))
     return Table(
-        ["variant", *further, f"{figures.METRICS[results['metric']]} (n={rows[0]['n']})", "paper, %"],
+        ["variant", *further, f"{figures.METRICS[results['metric']]} (n={rows[0]['n']})", *papers],
         [
             [
                 row["variant"],
                 *(_number(row["columns"].get(name)) for name in further),
                 f"{row['mean']:.2f}" + ("" if row["sd"] is None else f" ± {row['sd']:.2f}"),
-                _number(row["published"]),
+                *(_number(row["published"]) for _ in papers),
             ]
             for row in rows
         ],

@@ -1,4 +1,7 @@
-"""Every test runs on the CPU, as eight devices, and may ask for JAX's strict flags."""
+"""Every test runs on the CPU, as eight devices, and may ask for JAX's strict flags.
+
+`CNNJAX_TEST_FORMS=reference pytest` runs all of them on the operations' reference forms.
+"""
 
 import os
 
@@ -7,6 +10,15 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import jax
 import pytest
+
+from cnnjax.models import ops
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forms():
+    """The forms that the environment asks for, around every test."""
+    with ops.reference_forms(os.environ.get("CNNJAX_TEST_FORMS") == "reference"):
+        yield
 
 
 @pytest.fixture

@@ -154,6 +154,8 @@ BAD = {
     "--seeds three": ["--seeds", "three"],
     "--seeds 0": ["--seeds", "0", "at least 1"],
     "--seed -1": ["--seed", "-1"],
+    "--seed 4294967296": ["--seed", "below 4294967296"],
+    "--size 0": ["--size", "at least 1"],
     "--epochs nan": ["--epochs", "nan"],
     "--learning-rate 0": ["--learning-rate", "0"],
     "--batch 0": ["--batch"],

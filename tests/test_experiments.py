@@ -16,11 +16,17 @@ import pytest
 
 from cnnjax import options
 from cnnjax.experiment import main
-from experiments import alexnet_layers, lenet_mnist
+from experiments import alexnet_layers, evaluate, lenet_mnist, lr_find, train
 from experiments.__main__ import titles
 
 EXPERIMENTS = {module.EXPERIMENT.name: module for module in (alexnet_layers, lenet_mnist)}
+DOORS = {module.__name__.rpartition(".")[2]: module for module in (train, evaluate, lr_find)}  # they claim nothing
+COMMANDS = {
+    **{name: type(module.EXPERIMENT.scales["lab"]) for name, module in EXPERIMENTS.items()},
+    **{name: module.Settings for name, module in DOORS.items()},
+}
 every_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
+every_command = pytest.mark.parametrize("name", COMMANDS)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
@@ -30,7 +36,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_list_has_every_experiment_with_its_title():
-    assert set(titles()) >= set(EXPERIMENTS)
+    assert set(titles()) >= set(COMMANDS)
     said = python("-m", "experiments")
     assert said.returncode == 0
     for name, title in titles().items():
@@ -75,22 +81,29 @@ def field_docs(settings: type) -> dict[str, str]:
     return found
 
 
-@every_experiment
+@pytest.mark.parametrize("name", DOORS)
+def test_a_door_says_what_it_does_and_how_it_is_called(name):
+    doc = DOORS[name].__doc__
+    assert doc.partition("\n\n")[0].endswith(".") and f"\nCommand: python -m experiments.{name} --" in doc
+    assert len(inspect.getsource(DOORS[name]).splitlines()) <= 300
+
+
+@every_command
 def test_help_explains_every_option(name):
-    settings = type(EXPERIMENTS[name].EXPERIMENT.scales["lab"])
+    settings = COMMANDS[name]
     docs = field_docs(settings)
-    assert set(docs) == {field.name for field in dataclasses.fields(settings)} >= {"scale", "data", "only", "fresh"}
+    assert set(docs) == {field.name for field in dataclasses.fields(settings)} >= {"data", "workdir", "config", "fresh"}
     said = python("-m", f"experiments.{name}", "--help")
     words = " ".join(re.sub("[│╭╮╰╯]", " ", said.stdout).split())
     assert said.returncode == 0 and said.stderr == ""
     for option, doc in docs.items():
         assert f"--{option.replace('_', '-')} " in words and " ".join(doc.split()) in words
-    for variant in EXPERIMENTS[name].EXPERIMENT.published:
+    for variant in EXPERIMENTS[name].EXPERIMENT.published if name in EXPERIMENTS else ():
         assert variant in words
 
 
 @pytest.mark.long
-@every_experiment
+@every_command
 def test_help_answers_within_three_seconds(name):
     def seconds():
         begun = time.perf_counter()
@@ -195,6 +208,6 @@ def test_every_experiments_options_are_recorded_and_taken_back():
     for module in EXPERIMENTS.values():
         experiment = module.EXPERIMENT
         for config in experiment.scales.values():
-            arguments = options._arguments(config.record())
+            arguments = options.arguments(config.record())
             taken = options.parse(experiment.name, experiment.doc, experiment.scales, experiment.published, arguments)
             assert taken == config

@@ -18,7 +18,7 @@ from test_train import DATA, FRAME, SMALL, run, untimed
 from cnnjax.experiment import Diverged, Variant, main, train
 from cnnjax.models.chain import chain
 from cnnjax.models.layers import Dense
-from cnnjax.train import checkpoint, loop, optim
+from cnnjax.train import checkpoint, journal, loop, optim, parallel
 from cnnjax.train.feed import Prepare
 from cnnjax.train.interrupt import Interrupted, postponed
 from cnnjax.train.metrics import read
@@ -145,7 +145,7 @@ def test_many_signals_that_nobody_asked_about_are_no_requests_to_stop():
 
 def test_the_device_is_never_many_steps_behind(monkeypatch):
     """Or a run that is asked to stop would compute all of them first."""
-    step, losses, late = loop._train_step, [], []
+    step, losses, late = parallel.advance, [], []
 
     def called(*arguments, **how):
         late.append(sum(not loss.is_ready() for loss in losses))
@@ -156,7 +156,7 @@ def test_the_device_is_never_many_steps_behind(monkeypatch):
     net = chain(fc1=Dense(900), fc2=Dense(900), fc3=Dense(3, act=None))
     how = {"steps": 30, "log_every": 30, "eval_every": None, "save_every": None}
     run(net=net, tx=TX, **how)  # compiled
-    monkeypatch.setattr(loop, "_train_step", called)
+    monkeypatch.setattr(parallel, "advance", called)
     run(net=net, tx=TX, **how)
     assert max(late) <= 3
 
@@ -295,7 +295,7 @@ def test_a_disk_without_room_for_a_row_exits_with_74(tmp_path, command, monkeypa
     def full(path, row):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(loop, "append", full)
+    monkeypatch.setattr(journal, "append", full)
     code, _, said = command(tmp_path / "run")
     assert code == 74 and len(said) == 2 and "metrics.jsonl: No space left on device" in said[0]
 

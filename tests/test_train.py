@@ -15,13 +15,16 @@ from kill_resume import compare
 from cnnjax.data.images import Transform
 from cnnjax.data.splits import Dataset, Split
 from cnnjax.errors import CnnjaxError
-from cnnjax.models.chain import Aux, Block, chain, rows
+from cnnjax.models.chain import Aux, Block, chain, features, rows
 from cnnjax.models.layers import Conv, Dense, Dropout, Flatten, Norm
-from cnnjax.train import checkpoint, losses, optim
+from cnnjax.models.ops import reference_forms
+from cnnjax.train import checkpoint, losses, optim, parallel
 from cnnjax.train.evaluate import evaluate
 from cnnjax.train.feed import CentreCrop, Prepare, stream
-from cnnjax.train.loop import NonFinite, _train_step, fit
+from cnnjax.train.journal import NonFinite
+from cnnjax.train.loop import fit
 from cnnjax.train.metrics import read
+from cnnjax.train.parallel import ONE
 from cnnjax.train.state import State, create, merge, split, variables
 from cnnjax.train.step import BF16, F32, eval_step, train_step
 
@@ -67,11 +70,11 @@ def start(net=NET, tx=TX, *, frozen=NONE, average=False, seed=0) -> State:
 
 
 def advance(state: State, steps: int, net=NET, tx=TX, loss=LOSS, *, key=9, **how) -> tuple[State, dict]:
-    how = {"frozen": NONE, "augment": None, "policy": F32, "axis_name": None, "ema_decay": 0.5} | how
+    how = {"frozen": NONE, "augment": None, "policy": F32, "ema_decay": 0.5, "accumulate": 1, "remat": NONE} | how
     state, metrics = jax.tree.map(jnp.copy, state), {}  # the step is donated what it is given
     for _ in range(steps):
-        state, metrics = _train_step(net, tx, loss, jax.random.key(key), state, batch(), **how)
-    return state, metrics
+        state, metrics = parallel.advance(ONE, net, tx, loss, jax.random.key(key), state, batch(), steps=1, **how)
+    return state, jax.tree.map(lambda leaf: leaf[0], metrics)
 
 
 def run(folder=None, *, net=SMALL, tx=TX, steps=12, seed=0, data=DATA, **how):
@@ -137,7 +140,7 @@ def test_the_update_is_the_gradient_times_the_rate():
 def test_frozen_layers_stay_bit_for_bit_under_decay_momentum_and_clipping(tx):
     frozen = frozenset({"conv1", "drop"})
     state = start(tx=tx, frozen=frozen, average=True)
-    after, _ = advance(state, 20, tx=tx, frozen=frozen)
+    after, _ = advance(state, 100, tx=tx, frozen=frozen)
     for part in (lambda s: s.params, lambda s: s.stats, lambda s: s.ema["params"], lambda s: s.ema["batch_stats"]):
         assert digest(part(state)["conv1"]) == digest(part(after)["conv1"])
         assert digest(part(state)["conv2"]) != digest(part(after)["conv2"])
@@ -160,14 +163,28 @@ def test_the_gradient_norm_does_not_see_frozen_layers():
     assert norms[0] ** 2 == pytest.approx(norms[1] ** 2 + norms[2] ** 2, rel=1e-4) and min(norms) > 0
 
 
-def test_freezing_spares_the_compiler_the_gradients_of_the_frozen_layers():
-    def flops(frozen: frozenset) -> float:
-        lowered = jax.jit(partial(train_step, NET, TX, LOSS, frozen=frozen)).lower(
-            jax.random.key(0), start(frozen=frozen), batch()
-        )
-        return lowered.cost_analysis()["flops"]
+def test_training_with_frozen_layers_costs_what_training_the_others_alone_costs():
+    """The compiled step's operations are those of the frozen layers at inference, and of a step on what they give."""
+    net = chain(
+        conv1=Conv(16, 3, norm=Norm()), conv2=Conv(16, 3, norm=Norm()), conv3=Conv(16, 3), fc4=Dense(3, act=None)
+    )
+    examples, frozen = batch(), frozenset({"conv1", "conv2"})
+    rest = chain(conv3=Conv(16, 3), fc4=Dense(3, act=None))
 
-    assert flops(frozenset({"conv1", "conv2"})) < 0.6 * flops(NONE)
+    def flops(function, *arguments) -> float:
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+    def step(net, frozen, shape, examples):
+        state = create(net, TX, jax.random.key(0), shape, frozen=frozen)
+        return flops(partial(train_step, net, TX, LOSS, frozen=frozen), jax.random.key(0), state, examples)
+
+    with reference_forms(True):
+        held, free = (step(net, layers, (8, 8, 1), examples) for layers in (frozen, NONE))
+        given = variables(start(net))
+        before = flops(lambda images: features(net, given, images, "conv2"), examples["image"])
+        alone = step(rest, NONE, (4, 4, 16), {**examples, "image": jnp.zeros((6, 4, 4, 16))})
+    assert held == pytest.approx(before + alone, rel=0.05)
+    assert held < 0.6 * free
 
 
 def test_freezing_an_unknown_layer_or_everything_is_refused():
@@ -230,30 +247,6 @@ def test_a_network_without_statistics_has_none():
     assert state.stats == {} and state.ema["batch_stats"] == {}
 
 
-def test_replicas_that_share_a_batch_make_the_update_of_one_device():
-    def net(axis_name):
-        norm = Norm(axis_name=axis_name)
-        return chain(fc1=Dense(4, norm=norm), fc2=Dense(4, norm=norm), fc3=Dense(3, act=None))
-
-    frozen = frozenset({"fc2"})
-    state = start(net(None), frozen=frozen)
-    state = state._replace(
-        stats=jax.tree.map(lambda leaf: leaf + jax.random.uniform(jax.random.key(5), leaf.shape), state.stats)
-    )
-    alone = advance(state, 1, net(None), frozen=frozen)
-    step = partial(train_step, net("data"), TX, LOSS, jax.random.key(9), frozen=frozen, axis_name="data")
-    shared = jax.pmap(step, axis_name="data")(
-        jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), state),
-        jax.tree.map(lambda leaf: leaf.reshape(3, 2, *leaf.shape[1:]), batch()),
-    )
-    for replica in range(3):
-        mine = jax.tree.map(lambda leaf, i=replica: leaf[i], shared)
-        chex.assert_trees_all_close(mine, alone, atol=1e-5)
-        assert digest((mine[0].params["fc2"], mine[0].stats["fc2"])) == digest(
-            (state.params["fc2"], state.stats["fc2"])
-        )
-
-
 # --- evaluation
 
 
@@ -298,10 +291,18 @@ def test_a_lesion_is_scored_without_training():
 
 def test_a_set_on_the_device_and_a_lazy_one_give_the_same_batches():
     prepare = jax.jit(Prepare(FRAME))
-    how = {"batch": 20, "seed": 1, "start": 3, "stop": 7}  # 50 / 20: across the ends of epochs
-    resident = [prepare(None, examples) for examples in stream(DATA.train, **how)]
-    lazy = [prepare(None, examples) for examples in stream(DATA.train._replace(image=Lazy(DATA.train.image)), **how)]
-    assert len(resident) == 4
+    how = {"batch": 20, "start": 3, "stop": 7}  # 50 / 20: across the ends of epochs
+    split = DATA.train._replace(image=Lazy(DATA.train.image))
+    lazy = [prepare(None, examples) for _, examples in stream(split, seeds=(1,), **how)]
+    assert len(lazy) == 4
+    for chunk in (1, 2):
+        resident = []
+        for span, examples in stream(DATA.train, seeds=(1,), chunk=chunk, **how):
+            for step in range(len(span)):
+                resident.append(prepare(None, {**examples, "index": examples["index"][step]}))
+        chex.assert_trees_all_equal(resident, lazy)
+    both = [examples["index"] for _, examples in stream(DATA.train, seeds=(4, 1), **how)]
+    resident = [prepare(None, {**examples, "index": index[0, 1]}) for index in both]
     chex.assert_trees_all_equal(resident, lazy)
 
 
@@ -351,7 +352,13 @@ def test_fit_learns_and_tells():
     assert done.metrics == told[-1]["test"] and done.metrics["count"] == 23
     assert done.metrics["error"] < 40 and told[-2]["train"]["loss"] < 0.8 * told[0]["train"]["loss"]
     assert done.state.step == 60 and told[0]["epoch"] == 20 * 8 / 50
-    assert set(told[0]["time"]) == {"seconds", "images_per_second", "compile_seconds"}
+    assert set(told[0]["time"]) == {
+        "seconds",
+        "images_per_second",
+        "data_wait_percent",
+        "compile_seconds",
+        "memory_mb",
+    }
 
 
 def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(tmp_path):
@@ -383,10 +390,10 @@ def test_all_steps_seeds_and_resumptions_share_one_compilation(tmp_path):
 
 def test_resuming_compiles_no_second_step(tmp_path):
     tx = optax.adam(1e-3)
-    before = _train_step._cache_size()
+    before = parallel._one._cache_size()
     for steps in (4, 8):
         run(tmp_path, tx=tx, steps=steps)
-    assert _train_step._cache_size() == before + 1
+    assert parallel._one._cache_size() == before + 1
 
 
 def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path):

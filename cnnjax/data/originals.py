@@ -5,13 +5,8 @@ The idx format is described at http://yann.lecun.com/exdb/mnist, CIFAR's binary 
 
 import functools
 import gzip
-import hashlib
-import http.client
 import math
-import os
-import sys
 import tarfile
-import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -20,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnjax.data.splits import Split, Stored
+from cnnjax.download import cache_folder, fetch
 from cnnjax.errors import CnnjaxError
 
 LARGEST = 1 << 30
@@ -141,51 +137,20 @@ def _archive_files(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 def download(name: str, *, base: str | None = None, cache: Path | None = None) -> Path:
     """Download the files of a data set into the cache, unless they are there, and return their folder.
 
-    `cache` is by default `default_cache()`. The sha256 of every file is checked each time.
+    `cache` is by default `cache_folder()`. The sha256 of every file is checked each time.
     """
     original = ORIGINALS[name]
-    folder = (cache or default_cache()) / name
+    folder = (cache or cache_folder()) / name
     for file, sha256 in original.sha256.items():
         try:
-            _fetch((base or original.base) + file, folder / file, sha256)
-        except (OSError, http.client.HTTPException) as error:
+            fetch((base or original.base) + file, folder / file, f"sha256:{sha256}", recheck=True, largest=LARGEST)
+        except CnnjaxError as error:
             raise CnnjaxError(
                 f"cannot download {name} into {folder}: {error}\n"
                 f"where you have the files, say {name}:PATH (the folder of {', '.join(original.sha256)})\n"
                 "mnist5k needs no network"
             ) from error
     return folder
-
-
-def default_cache() -> Path:
-    """Where downloads are kept: $CNNJAX_CACHE, else cnnjax in the user's cache folder."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return Path(os.environ.get("CNNJAX_CACHE") or user / "cnnjax").expanduser()
-
-
-def _fetch(url: str, path: Path, sha256: str) -> None:
-    """Download one file; it appears under its name only when it is whole and right."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"downloading {url}", file=sys.stderr)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    digest, size = hashlib.sha256(), 0
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response, open(part, "wb") as file:
-            while size <= LARGEST and (chunk := response.read(1 << 20)):
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-        if digest.hexdigest() != sha256:
-            raise CnnjaxError(
-                f"{url} is not the file it should be ({size} bytes)\nits sha256 is {digest.hexdigest()}\nnot {sha256}"
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

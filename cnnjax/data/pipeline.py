@@ -7,7 +7,7 @@ asked before. So a run resumes at any step, with any number of workers.
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -56,8 +56,10 @@ def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
 class Pipeline:
     """The training stream of a split: `pipeline.batch(step)` is {"image": uint8 [B, H, W, C], "label": int32 [B]}."""
 
-    def __init__(self, split: Split, *, batch: int, seed: int, workers: int = 0):
-        """A split that is not in memory is decoded by so many worker processes, or (0) by threads of this one.
+    def __init__(self, split: Split, *, batch: int, seed: int, workers: int = 0, rows: slice = slice(None)):
+        """`rows`: the part of each batch that is wanted here, where several processes read one batch.
+
+        A split that is not in memory is decoded by so many worker processes, or (0) by threads of this one.
 
         Processes take seconds to start, and want the program's main module to be importable.
         """
@@ -69,17 +71,17 @@ class Pipeline:
         ):
             if value < least:
                 raise CnnjaxError(f"{name} must be at least {least}, got {value}")
-        self.split, self.size, self.seed, self.workers = split, batch, seed, workers
+        self.split, self.size, self.seed, self.workers, self.rows = split, batch, seed, workers, rows
 
     def indices(self, step: int) -> np.ndarray:
         """Which examples of the split the batch of a step holds: int32 [B]."""
-        return batch_indices(self.seed, step, self.size, len(self.split.label))
+        return batch_indices(self.seed, step, self.size, len(self.split.label))[self.rows]
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of one step."""
         return _gather(self.split, self.indices(step))
 
-    def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(self, start: int, stop: int) -> Generator[dict[str, np.ndarray]]:
         """The batches of the steps from start to stop, made ahead where they must be decoded.
 
         Exhaust or close it, to free its threads and processes.
@@ -121,7 +123,7 @@ def _gather(split: Split, indices: np.ndarray) -> dict[str, np.ndarray]:
 
 def _ahead(
     function: Callable[[int], Any], start: int, stop: int, split: Split, batch: int, workers: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """`map(function, range(start, stop))`; batches of a lazy split are made ahead, by grain's threads or processes."""
     if in_memory(split):
         yield from map(function, range(start, stop))

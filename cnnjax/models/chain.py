@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax.errors import CnnjaxError, unknown
+from cnnjax.models import ops
 from cnnjax.models.layers import ACTIVATIONS
 
 
@@ -111,19 +112,36 @@ class Chain(nn.Module):
         train: bool = False,
         frozen: frozenset[str] = frozenset(),
         skip: frozenset[str] = frozenset(),
+        remat: frozenset[str] = frozenset(),
+        axis_name: str | None = None,
     ) -> Output:
         """`images` [batch, height, width, channels] -> `Output`.
 
         `frozen` layers act as in inference also in training. `skip` passes a layer's input on as its output (a lesion
         of a trained network); it raises `CnnjaxError` for a layer whose output has another shape than its input.
+        `remat` layers keep only their input for the gradient and are computed again there: the same numbers, with less
+        memory and more time. `axis_name` is the mapped axis that shares the batch under `pmap`: dropout masks and
+        batch statistics are then those of the whole batch.
         """
-        for name in (*frozen, *skip):
+        with ops.batch_axis(axis_name):
+            return self._run(images, train, frozen, skip, remat)
+
+    @nn.nowrap
+    def _run(self, images, train, frozen, skip, remat) -> Output:
+        for name in (*frozen, *skip, *remat):
             if name not in self.names and name not in [head.name for head in self.aux]:
                 raise unknown("layer", name, self.names)
+
+        def call(layer: Layer, x: jax.Array, train: bool) -> jax.Array:
+            def inside(parent: nn.Module, x: jax.Array) -> jax.Array:
+                return run(parent, (layer,), x, train)
+
+            return (nn.remat(inside) if layer.name in remat else inside)(self, x)
+
         x, aux = images, {}
         for layer in self.layers:
             try:
-                y = run(self, (layer,), x, train and layer.name not in frozen | skip)
+                y = call(layer, x, train and layer.name not in frozen | skip)
             except CnnjaxError as error:
                 raise CnnjaxError(f"layer {layer.name}: {error}") from None
             if layer.name not in skip:
@@ -135,8 +153,7 @@ class Chain(nn.Module):
                 )
             for head in self.aux:
                 if head.at == layer.name and (train or self.is_initializing()):
-                    module = head.module.clone(parent=self, name=head.name)
-                    aux[head.name] = module(x, train and head.name not in frozen)  # pyright: ignore[reportCallIssue]
+                    aux[head.name] = call(Layer(head.name, head.module), x, train and head.name not in frozen)
         return Output(x, aux if train else {})
 
 

@@ -60,14 +60,13 @@ class Norm:
     """Batch normalisation (Ioffe & Szegedy 2015) as a field of a layer.
 
     `momentum` is the share of the running statistics that an update keeps (torch's 0.1 is 0.9 here); `scale=False` has
-    no γ. Under `pmap` the statistics are those of all devices if `axis_name` is the mapped axis, else of each device's
-    own part.
+    no γ. The batch is the whole one also where devices share it; with `per_device`, under `pmap`, each device's part.
     """
 
     epsilon: float = 1e-5
     momentum: float = 0.9
     scale: bool = True
-    axis_name: str | None = None
+    per_device: bool = False
 
 
 class BatchNorm(nn.Module):
@@ -85,15 +84,13 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, channels) if self.norm.scale else None
         bias = self.param("bias", nn.initializers.zeros, channels)
-        mean, variance = running_mean.value, running_var.value
-        if train and not self.is_initializing():
-            axis = self.norm.axis_name
-            mean, variance = ops.batch_moments(x, axis_name=axis)
-            count = x.size // x.shape[-1] * (1 if axis is None else jax.lax.axis_size(axis))
-            keep, unbiased = self.norm.momentum, count / max(count - 1, 1)
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean
-            running_var.value = keep * running_var.value + (1 - keep) * unbiased * variance
-        return ops.normalise(x, mean, variance, scale, bias, self.norm.epsilon)
+        if not train or self.is_initializing():
+            return ops.normalise(x, running_mean.value, running_var.value, scale, bias, self.norm.epsilon)
+        y, mean, variance, count = ops.batch_norm(x, scale, bias, self.norm.epsilon, per_device=self.norm.per_device)
+        keep, unbiased = self.norm.momentum, count / max(count - 1, 1)
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean
+        running_var.value = keep * running_var.value + (1 - keep) * unbiased * variance
+        return y
 
 
 class Weighted(nn.Module, kw_only=True):  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]

@@ -22,10 +22,13 @@ from cnnjax.models.layers import (
     Activation,
     BatchNorm,
     Conv,
+    ConvTranspose,
     Dense,
     Dropout,
     Flatten,
     GlobalAvgPool,
+    LocalConv,
+    Norm,
     Weighted,
 )
 
@@ -241,3 +244,82 @@ def _input_shapes(net: Chain, variables: Mapping[str, Any], image_shape: tuple[i
     except flax.errors.ScopeParamShapeError as error:
         raise CnnjaxError(f"the weights are not made for images of shape {image_shape}") from error
     return [image_shape, *(found[name]["__call__"][0].shape[1:] for name in net.names[:-1])]
+
+
+LINEAR = (Conv, ConvTranspose, Dense, LocalConv)
+
+
+def fold(net: Chain, variables: Mapping[str, Any]) -> tuple[Chain, dict[str, Any]]:
+    """The network for inference, and its variables: batch normalisation folded into the weights before it.
+
+    γ · (w x + b - mean) / √(variance + ε) + β is a layer with other weights and another bias, and costs nothing. Folded
+    is the normalisation that is a field of a layer, and the row behind a layer without activation, in blocks as well;
+    such a row is gone. A normalisation that follows something else, as pre-activation has it, stays. So do the names of
+    the other layers. Heads for training go.
+    """
+    layers, params, stats = _fold_rows(net.layers, variables["params"], variables.get("batch_stats", {}))
+    return Chain(layers), {"params": params, **({"batch_stats": stats} if stats else {})}
+
+
+Scope = dict[str, Any]  # parameters or statistics by layer name
+
+
+def _fold_rows(rows: tuple[Layer, ...], params: Mapping, stats: Mapping) -> tuple[tuple[Layer, ...], Scope, Scope]:
+    """`fold` of rows in a row; of `params` and `stats` what is theirs."""
+    kept: list[Layer] = []
+    weights, statistics = {}, {}
+    for name, module in ((row.name, row.module) for row in rows):
+        own, seen = params.get(name, {}), stats.get(name, {})
+        before = kept[-1] if kept else None
+        if isinstance(module, BatchNorm) and before and _is_linear(before.module):
+            kept[-1], weights[before.name] = _absorb(before, weights[before.name], module.norm, own, seen)
+            continue
+        row = Layer(name, module)
+        if type(module) in LINEAR and module.norm is not None:
+            bare = Layer(name, module.clone(norm=None))
+            row, own = _absorb(bare, own, module.norm, own["norm"], seen["norm"])
+            seen = {}
+        elif not isinstance(module, Weighted):
+            row, own, seen = _fold_inside(row, own, seen)
+        kept.append(row)
+        weights |= {name: own} if own else {}
+        statistics |= {name: seen} if seen else {}
+    return tuple(kept), weights, statistics
+
+
+def _fold_inside(row: Layer, params: Mapping, stats: Mapping) -> tuple[Layer, Scope, Scope]:
+    """`fold` of every field of a block that holds rows, or branches of rows."""
+    fields = {f.name: getattr(row.module, f.name) for f in dataclasses.fields(row.module) if f.name != "parent"}
+    folded, weights, statistics = {}, {}, {}
+
+    def visit(rows: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        layers, own, seen = _fold_rows(rows, params, stats)
+        weights.update(own)
+        statistics.update(seen)
+        return layers
+
+    for name, value in fields.items():
+        if isinstance(value, tuple) and value and all(isinstance(item, Layer) for item in value):
+            folded[name] = visit(value)
+        elif isinstance(value, tuple) and any(isinstance(item, tuple) and item for item in value):
+            branches = [item for item in value if isinstance(item, tuple)]
+            if all(isinstance(item, Layer) for branch in branches for item in branch):
+                folded[name] = tuple(visit(branch) for branch in branches)
+    if not folded:
+        return row, dict(params), dict(stats)
+    return Layer(row.name, row.module.clone(**folded)), weights, statistics
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) in LINEAR and module.norm is None and module.act is None
+
+
+def _absorb(row: Layer, weights: Mapping, norm: Norm, params: Mapping, stats: Mapping) -> tuple[Layer, Scope]:
+    """A layer without normalisation, and its weights, that does what it did with this one behind it."""
+    factor = jax.lax.rsqrt(stats["var"] + norm.epsilon)
+    factor = factor * params["scale"] if norm.scale else factor
+    kernel = weights["kernel"] * factor
+    bias = (weights.get("bias", jnp.zeros(())) - stats["mean"]) * factor + params["bias"]
+    if isinstance(row.module, LocalConv):  # one bias a position
+        bias = jnp.broadcast_to(bias, (*kernel.shape[:2], bias.shape[-1]))
+    return Layer(row.name, row.module.clone(bias=True)), {"kernel": kernel, "bias": bias}

@@ -20,6 +20,7 @@ from cnnjax.data.splits import Split
 from cnnjax.errors import CnnjaxError
 from cnnjax.train.feed import Prepare, resized
 from cnnjax.train.losses import Loss
+from cnnjax.train.parallel import ONE, Launch, rows, share
 from cnnjax.train.protocols import AS_IT_IS, Protocol, Size, View, views
 from cnnjax.train.state import Layers
 from cnnjax.train.step import F32, Augment, Policy, eval_step, forward
@@ -37,13 +38,23 @@ def evaluate(
     batch: int,
     policy: Policy = F32,
     skip: frozenset[str] = frozenset(),
+    launch: Launch = ONE,
 ) -> dict[str, float]:
     """{"error", "error5": per cent outside the best one and five, "loss": mean, "count": examples seen}.
 
-    `skip`: layers to bypass, for lesion studies.
+    `skip`: layers to bypass, for lesion studies. `launch`: the devices that share a batch and have the variables.
     """
+    own = rows(launch, batch)
     sums = [
-        _eval_step(net, loss, variables, examples, prepare=prepare, policy=policy, skip=skip)
+        _eval_step(
+            net,
+            loss,
+            variables,
+            share(launch, {name: values[own] for name, values in examples.items()}),
+            prepare=prepare,
+            policy=policy,
+            skip=skip,
+        )
         for examples in evaluation_batches(split, batch)
     ]
     total = {name: sum(part[name].item() for part in parts) for parts in [jax.device_get(sums)] for name in parts[0]}

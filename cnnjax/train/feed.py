@@ -1,7 +1,8 @@
 """What reaches the step: batches as a function of (seed, step), made into images on the device."""
 
+import contextlib
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from cnnjax.data.images import Transform, normalise
 from cnnjax.data.pipeline import DeviceSplit, Pipeline, on_device, take
 from cnnjax.data.splits import IN_MEMORY, Split
 from cnnjax.errors import CnnjaxError
+from cnnjax.train.parallel import ALL, Launch, replicate, rows, share
 from cnnjax.train.protocols import Size, scaled
 from cnnjax.train.step import Augment, Batch
 
@@ -58,15 +60,40 @@ class Prepare:
         return {**batch, "image": normalise(self.transform, batch["image"])}
 
 
-def stream(split: Split, *, batch: int, seed: int, start: int, stop: int, workers: int = 0) -> Generator[Batch]:
-    """What `Prepare` makes the batches of the steps `start` to `stop` - 1 of.
+def stream(
+    split: Split,
+    *,
+    batch: int,
+    seeds: Sequence[int],
+    start: int,
+    stop: int,
+    chunk: int = 1,
+    workers: int = 0,
+    launch: Launch = ALL,
+) -> Generator[tuple[range, Batch]]:
+    """For the steps `start` to `stop` - 1, spans of them and what `parallel.advance` takes for each.
 
-    A set that fits is put on the device once, and each batch is only the numbers of its examples.
+    A set that fits is put on the devices once, and a span is only the numbers of its examples: "index" [steps, batch],
+    or [steps, runs, batch] for the runs of several seeds. Spans have `chunk` steps where they start at a multiple of
+    it, else one. A set that does not fit is read step by step, for one run.
     """
-    pipeline = Pipeline(split, batch=batch, seed=seed, workers=workers)
-    if isinstance(split.image, np.ndarray) and split.image.nbytes <= IN_MEMORY:
-        resident = on_device(split)._asdict()
-        for step in range(start, stop):
-            yield {**resident, "index": pipeline.indices(step)}
+    own = rows(launch, batch)
+    pipelines = [Pipeline(split, batch=batch, seed=seed, workers=workers, rows=own) for seed in seeds]
+    if resident(split):
+        images = replicate(launch, on_device(split)._asdict())
+        while start < stop:
+            span = range(start, start + (chunk if start % chunk == 0 and start + chunk <= stop else 1))
+            index = np.stack([np.stack([pipeline.indices(step) for pipeline in pipelines]) for step in span])
+            index = index if len(seeds) > 1 else index[:, 0]
+            yield span, {**images, "index": share(launch, index, axis=index.ndim - 1)}
+            start = span.stop
     else:
-        yield from pipeline.iterate(start, stop)
+        [pipeline] = pipelines
+        with contextlib.closing(pipeline.iterate(start, stop)) as batches:
+            for step, examples in enumerate(batches, start):
+                yield range(step, step + 1), share(launch, examples)
+
+
+def resident(split: Split) -> bool:
+    """Whether the images of a split are kept on the device."""
+    return isinstance(split.image, np.ndarray) and split.image.nbytes <= IN_MEMORY

@@ -4,8 +4,10 @@ A row is {"step", "epoch", "train" or "test": {…}, "time": {…}}. Runs with t
 apart. A killed run loses at most the row that it was writing.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,28 @@ def rewind(path: Path, step: int) -> list[Row]:
         kept.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         os.replace(kept, path)
     return rows
+
+
+@contextlib.contextmanager
+def board(folder: Path, done: int) -> Iterator[Callable[[Row], None]]:
+    """What writes rows for TensorBoard, as "train/loss" and the like; those after step `done` that are there go.
+
+    Raises `CnnjaxError` where tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise CnnjaxError("TensorBoard's files need tensorboardX: pip install 'cnnjax[tensorboard]'") from None
+    writer = SummaryWriter(str(folder), purge_step=done + 1)
+
+    def write(row: Row) -> None:
+        for kind in row.keys() - {"step", "epoch"}:
+            for name, value in row[kind].items():
+                if value is not None:
+                    writer.add_scalar(f"{kind}/{name}", value, row["step"])
+        writer.flush()
+
+    try:
+        yield write
+    finally:
+        writer.close()

@@ -4,6 +4,7 @@ A schedule is a function of the step, and a transformation is made once per vari
 and each would be compiled anew.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -211,13 +212,46 @@ def plateau(
     return optax.GradientTransformation(init, update)
 
 
-def observe(opt_state: Any, error: float) -> Any:
-    """`opt_state` in which every `plateau` will take note of an evaluation's `error` at the next step."""
+def observe(opt_state: Any, error: Any) -> Any:
+    """`opt_state` in which every `plateau` will take note of an evaluation's `error` at the next step.
+
+    `error`: a number, or [runs] of them where `opt_state` is that of several runs.
+    """
+    heard = np.asarray(error, np.float32)
 
     def note(node):
         if not isinstance(node, Plateau):
             return node
-        error_, fresh = jax.device_put((np.float32(error), np.bool_(True)), node.error.sharding)
+        error_, fresh = jax.device_put((heard, np.ones(heard.shape, bool)), node.error.sharding)
         return node._replace(error=error_, fresh=fresh)
 
     return jax.tree.map(note, opt_state, is_leaf=lambda node: isinstance(node, Plateau))
+
+
+class Scaled(NamedTuple):
+    """The state of `scaled`: that of the transformation inside, and the factor on its updates."""
+
+    inner: Any
+    factor: jax.Array
+
+
+@functools.cache
+def scaled(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` with a factor in its state on all its updates, 1 until `with_factor` sets another.
+
+    So that runs that differ in the learning rate alone go through one compiled program.
+    """
+
+    def init(params):
+        return Scaled(tx.init(params), jnp.ones((), jnp.float32))
+
+    def update(updates, state, params=None):
+        updates, inner = tx.update(updates, state.inner, params)
+        return jax.tree.map(lambda leaf: state.factor.astype(leaf.dtype) * leaf, updates), Scaled(inner, state.factor)
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_factor(opt_state: Scaled, factor: float) -> Scaled:
+    """The state of a `scaled` transformation with another factor."""
+    return opt_state._replace(factor=jnp.full((), factor, opt_state.factor.dtype))

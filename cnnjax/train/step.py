@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cnnjax.errors import CnnjaxError
 from cnnjax.models.chain import Output
 from cnnjax.train.losses import Loss
 from cnnjax.train.state import Layers, State, Tree, merge, split
@@ -43,6 +44,12 @@ def forward(net: Any, variables: Mapping[str, Layers], images: jax.Array, policy
     return widened, changed.get("batch_stats", {})
 
 
+def keys(key: Any, step: jax.Array) -> tuple[Any, Any]:
+    """The keys of one step's augmentation and of its dropout."""
+    augment, dropout = jax.random.split(jax.random.fold_in(key, step))
+    return augment, dropout
+
+
 def train_step(
     net: Any,
     tx: optax.GradientTransformation,
@@ -56,6 +63,8 @@ def train_step(
     policy: Policy = F32,
     axis_name: str | None = None,
     ema_decay: float = 0.999,
+    accumulate: int = 1,
+    remat: frozenset[str] = frozenset(),
 ) -> tuple[State, dict[str, jax.Array]]:
     """One update: `(state, batch) -> (state, metrics)`, its randomness drawn from `key` and `state.step` alone.
 
@@ -63,34 +72,50 @@ def train_step(
     classes]}, or what `augment` makes that of.
     `frozen`: layers whose parameters and statistics stay as they are, bit for bit, whatever `tx` does; they act as in
     inference and cost no gradient.
-    `axis_name`: the mapped axis under `pmap` over whose devices gradients, statistics and metrics are averaged.
+    `axis_name`: the mapped axis under `pmap` that shares the batch: gradients, statistics and metrics are averaged over
+    it, and dropout masks are those of the whole batch; `augment` sees and draws for one device's part alone.
     `ema_decay`: of `state.ema` where there is one; it begins as (1 + step) / (10 + step), where that is smaller.
+
+    `accumulate`: into so many equal parts the batch is divided, one after the other in memory. Their gradients are
+    averaged into that of the whole batch; but batch normalisation sees one part at a time and its running statistics
+    move with each, and dropout masks are drawn for each part.
+    `remat`: layers to compute again for the gradient instead of keeping what is inside them.
 
     `metrics`: float32 scalars of this batch before the update: `loss` (with auxiliary heads), `error` (per cent; of
     soft labels, against the likeliest class), and `grad_norm` (over the trained layers).
     """
-    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    augment_key, dropout_key = keys(key, state.step)
     if augment is not None:
         batch = augment(augment_key, batch)
     trained, held = split(state.params, frozen)
 
-    def objective(trained: Layers) -> tuple[jax.Array, tuple[Output, Layers]]:
-        output, stats = forward(
-            net,
-            {"params": merge(trained, held), "batch_stats": state.stats},
-            batch["image"],
-            policy,
-            train=True,
-            frozen=frozen,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        return loss(output, batch["label"]).mean(), (output, stats)
+    def gradient(stats: Layers, image: jax.Array, label: jax.Array, dropout_key: Any) -> tuple[Layers, Tree]:
+        """The statistics after these examples, and (gradient, metrics)."""
 
-    (value, (output, stats)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
-    label = batch["label"] if batch["label"].ndim == 1 else jnp.argmax(batch["label"], axis=-1)
-    wrong = jnp.argmax(output.logits, axis=-1).astype(label.dtype) != label
-    metrics = {"loss": value, "error": 100 * wrong.astype(value.dtype).mean()}
+        def objective(trained: Layers) -> tuple[jax.Array, tuple[Output, Layers]]:
+            output, moved = forward(
+                net,
+                {"params": merge(trained, held), "batch_stats": stats},
+                image,
+                policy,
+                train=True,
+                frozen=frozen,
+                remat=remat,
+                axis_name=axis_name,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            return loss(output, label).mean(), (output, moved)
+
+        (value, (output, moved)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+        classes = label if label.ndim == 1 else jnp.argmax(label, axis=-1)
+        wrong = jnp.argmax(output.logits, axis=-1).astype(classes.dtype) != classes
+        return moved, (grads, {"loss": value, "error": 100 * wrong.astype(value.dtype).mean()})
+
+    if accumulate == 1:
+        stats, (grads, metrics) = gradient(state.stats, batch["image"], batch["label"], dropout_key)
+    else:
+        stats, (grads, metrics) = _in_parts(gradient, state.stats, batch, dropout_key, accumulate)
     if axis_name is not None:
         grads, metrics, stats = jax.lax.pmean((grads, metrics, stats), axis_name)
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -105,6 +130,38 @@ def train_step(
         new = {"params": params, "batch_stats": stats}
         ema = jax.tree.map(lambda old, new: old + (1 - keep).astype(old.dtype) * (new - old), ema, new)
     return State(state.step + 1, params, stats, opt_state, ema), metrics
+
+
+def _in_parts(gradient: Callable[..., Any], stats: Layers, batch: Batch, key: Any, parts: int) -> tuple[Layers, Any]:
+    """`gradient` of one part of the batch after the other: the last statistics, and the mean of the rest."""
+    images, labels = batch["image"], batch["label"]
+    if images.shape[0] % parts:
+        raise CnnjaxError(f"a batch of {images.shape[0]} cannot be divided into {parts} equal parts")
+
+    def part(carry: tuple[Layers, Any], i: Any, images: jax.Array, labels: jax.Array) -> tuple[Layers, Any]:
+        # Every `parts`-th example, so that a device that has a share of the batch has one of every part.
+        own = (x.reshape(-1, parts, *x.shape[1:])[:, i] for x in (images, labels))
+        stats, total = carry
+        stats, found = gradient(stats, *own, jax.random.fold_in(key, i))
+        return stats, jax.tree.map(jnp.add, total, found)
+
+    def one_by_one(carry: Any) -> Any:
+        seen = images
+        for i in range(parts):
+            carry = part(carry, i, seen, labels)
+            # XLA:CPU drops barriers before it plans the memory, but 0 · x is no constant: x may be infinite.
+            last = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(carry))
+            seen = images + (0 * jnp.asarray(last)).astype(images.dtype)
+        return carry
+
+    def scanned(carry: Any) -> Any:
+        return jax.lax.scan(lambda carry, i: (part(carry, i, images, labels), None), carry, jnp.arange(parts))[0]
+
+    shapes = jax.eval_shape(gradient, stats, *(x[: len(x) // parts] for x in (images, labels)), key)[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    # XLA:CPU's convolutions lose their fast kernels inside a loop.
+    stats, total = jax.lax.platform_dependent((stats, zeros), cpu=one_by_one, default=scanned)
+    return stats, jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def eval_step(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import math
 import os
 import statistics
@@ -53,37 +52,47 @@ def adam_recipe(config: Config, data: Dataset) -> Recipe:
     )
 
 
-OnLog = Callable[[Mapping[str, Any]], None]
+OnLog = Callable[[Mapping[str, Any] | None], None]
 Measure = Callable[["Variant", "Dataset", int, Path, OnLog], dict[str, float]]
 
 
 def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLog) -> dict[str, float]:
     """Trains the variant's network from `seed`, going on from what `folder` holds: last evaluation and speed."""
+    return train_many(variant, data, {seed: folder}, on_log)[seed]
+
+
+def train_many(
+    variant: Variant, data: Dataset, folders: Mapping[int, Path], on_log: OnLog
+) -> dict[int, dict[str, float]]:
+    """`train` for the seeds of `folders`, together where that is faster; `on_log` is given the rows of the first."""
     from cnnjax.train.journal import NonFinite
-    from cnnjax.train.loop import fit
+    from cnnjax.train.loop import fit_many
     from cnnjax.train.recipe import arguments
 
     recipe, steps = variant.recipe, variant.steps(data)
     assert recipe is not None
-    epoch = math.ceil(len(data.train.label) / recipe.batch)
-    try:
-        run = fit(
-            variant.net,
-            data=data,
-            seed=seed,
-            folder=folder,
-            **arguments(recipe, data),
-            **variant.how,
-            log_every=max(1, steps // 100),
-            eval_every=max(epoch, math.ceil(steps / 20)),
-            save_every=1000,
-            on_log=on_log,
-        )
-    except NonFinite as error:
-        raise Diverged(f"{folder}: {error}") from error
-    speeds = [row["time"]["images_per_second"] for row in run.history if "train" in row]
-    measured = [speed for speed in speeds if speed is not None]
-    return {**run.metrics, **({"images_per_second": statistics.median(measured)} if measured else {})}
+    log_every = max(1, steps // 100)
+    between = max(math.ceil(len(data.train.label) / recipe.batch), math.ceil(steps / 20))
+    runs = fit_many(
+        variant.net,
+        data=data,
+        seeds=tuple(folders),
+        folders=tuple(folders.values()),
+        **arguments(recipe, data),
+        **variant.how,
+        log_every=log_every,
+        eval_every=log_every * math.ceil(between / log_every),  # so that steps can be put together, see `fit_many`
+        save_every=log_every * math.ceil(1000 / log_every),
+        on_log=lambda i, row: on_log(row) if i == 0 else None,
+    )
+    results = {}
+    for (seed, folder), run in zip(folders.items(), runs, strict=True):
+        if isinstance(run, NonFinite):
+            raise Diverged(f"{folder}: {run}") from run
+        speeds = [row["time"]["images_per_second"] for row in run.history if "train" in row]
+        measured = [speed for speed in speeds if speed is not None]
+        results[seed] = {**run.metrics, **({"images_per_second": statistics.median(measured)} if measured else {})}
+    return results
 
 
 class Diverged(CnnjaxError):
@@ -255,7 +264,7 @@ def kept(
 
 
 def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Every variant with every seed, one after the other: on a CPU that is faster than all seeds in one program."""
+    """Every variant with every seed."""
     data = config.load()
     variants, only = experiment.variants(config, data), _only(config)
     variants = {name: variants[name] for name in experiment.published or variants if not only or name in only}
@@ -268,14 +277,18 @@ def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any
     if len(todo) < len(places):
         print(f"{folder}: {len(places) - len(todo)} of {len(places)} runs are done, going on")
     with progress(sum(variants[name].steps(data) for name, _ in todo)) as tell:
-        for (name, seed), place in todo.items():
-            place.mkdir(parents=True, exist_ok=True)
-            on_log = functools.partial(tell, f"{name}, seed {seed}", variants[name].steps(data))
-            result = _measure(variants[name], data, seed, place, on_log)
-            if config.metric not in result:
-                raise CnnjaxError(f"{name} has no {config.metric!r}\ngive another --metric, or name others with --only")
-            runfolder.write_json(place / "result.json", result)
-            on_log({"step": variants[name].steps(data), "test": result})
+        for name, group in _groups(variants, list(todo)):
+            for seed in group:
+                places[name, seed].mkdir(parents=True, exist_ok=True)
+            on_log = _told(tell, name, group, variants[name].steps(data))
+            found = _measure(variants[name], data, {seed: places[name, seed] for seed in group}, on_log)
+            for seed, result in found.items():
+                if config.metric not in result:
+                    raise CnnjaxError(
+                        f"{name} has no {config.metric!r}\ngive another --metric, or name others with --only"
+                    )
+                runfolder.write_json(places[name, seed] / "result.json", result)
+            on_log({"step": variants[name].steps(data), "test": found[group[0]]})
             on_log(None)
     results = {
         name: {seed: runfolder.read_json(places[name, seed] / "result.json") for seed in seeds} for name in variants
@@ -283,12 +296,39 @@ def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any
     return _summary(experiment, config, record, data, variants, results)
 
 
-def _measure(variant: Variant, data: Dataset, seed: int, place: Path, on_log: OnLog) -> dict[str, float]:
-    """The metrics of one run, and its cost."""
+def _groups(variants: Mapping[str, Variant], todo: Sequence[tuple[str, int]]) -> Iterator[tuple[str, list[int]]]:
+    """What is measured together: on an accelerator the seeds of a training, elsewhere each by itself, to be kept."""
+    import jax
+
+    for name, variant in variants.items():
+        seeds = [seed for of, seed in todo if of == name]
+        together = variant.measure is train and jax.default_backend() != "cpu"
+        yield from [(name, seeds)] if together and seeds else [(name, [seed]) for seed in seeds]
+
+
+def _told(tell: Callable, name: str, seeds: Sequence[int], steps: int) -> OnLog:
+    """What tells the progress bar of the rows of seeds that are trained together, as of one run."""
+    label = f"{name}, seed {seeds[0]}" + (f"–{seeds[-1]}" if len(seeds) > 1 else "")
+
+    def on_log(row: Mapping[str, Any] | None) -> None:
+        tell(label, steps * len(seeds), row and {**row, "step": row["step"] * len(seeds)})
+
+    return on_log
+
+
+def _measure(
+    variant: Variant, data: Dataset, folders: Mapping[int, Path], on_log: OnLog
+) -> dict[int, dict[str, float]]:
+    """The metrics of each run, and its cost; an equal share of it, of runs that are trained together."""
     compiled, begun = machine.compile_seconds(), time.perf_counter()
-    metrics = variant.measure(variant, data, seed, place, on_log)
-    seconds, compiling = time.perf_counter() - begun, machine.compile_seconds() - compiled
-    return {**metrics, "seconds": seconds, "compile_seconds": compiling}
+    if len(folders) == 1:
+        [(seed, folder)] = folders.items()
+        found = {seed: variant.measure(variant, data, seed, folder, on_log)}
+    else:
+        found = train_many(variant, data, folders, on_log)
+    seconds = (time.perf_counter() - begun) / len(folders)
+    compiling = (machine.compile_seconds() - compiled) / len(folders)
+    return {seed: {**run, "seconds": seconds, "compile_seconds": compiling} for seed, run in found.items()}
 
 
 def _summary(experiment: Experiment, config: Training, record, data: Dataset, variants, results) -> dict[str, Any]:

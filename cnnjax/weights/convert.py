@@ -126,7 +126,7 @@ def convert(
     """The network and its variables, float32, from arrays by the names that `source` gives them.
 
     Training heads that the file has no weights of are left out. `tensors` may read lazily: each array is asked for
-    once, and let go before the next.
+    once, in pieces where it is large, and let go before the next.
 
     Raises `CnnjaxError` with a table of names and shapes that differ, before an array is read; and for values that are
     not finite.
@@ -140,10 +140,12 @@ def convert(
     _check(f"the weights do not fit {architecture} of {source}", keys, tensors, wanted)
     variables: dict[str, Any] = {}
     for leaf in sorted(wanted, key=lambda leaf: -math.prod(leaf.shape)):  # so that a copy of the largest is the peak
-        value = np.asarray(tensors[keys[leaf.key]])
-        if leaf.factor in keys:
-            value = value / (np.asarray(tensors[keys[leaf.factor]]).reshape(()) or 1)
-        _put(variables, leaf.path, _ours(leaf, _finite(keys[leaf.key], value)))
+        taken = _aligned(leaf.shape)
+        for start, value in _pieces(tensors, keys[leaf.key]):
+            if leaf.factor in keys:
+                value = value / (np.asarray(tensors[keys[leaf.factor]]).reshape(()) or 1)
+            _take(leaf, taken, start, _finite(keys[leaf.key], value))
+        _put(variables, leaf.path, taken)
     return net, variables
 
 
@@ -289,19 +291,29 @@ def _source_shape(shape: tuple[int, ...], site: Site, torch_layout: bool, as_con
     return shape[1], shape[0]
 
 
-def _ours(leaf: Leaf, value: np.ndarray) -> np.ndarray:
-    """In our layout, as a copy that JAX on a CPU takes over as it is."""
-    taken = _aligned(leaf.shape)
-    if not leaf.torch_layout or len(leaf.shape) == 1:
-        taken[...] = value.reshape(leaf.shape)
-    elif len(leaf.shape) == 4:
-        taken[...] = value.transpose(2, 3, 1, 0)
+def _pieces(tensors: Mapping[str, np.ndarray], name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """An array, if it can be in pieces, so that it is not in memory twice."""
+    if isinstance(tensors, Tensors):
+        yield from tensors.pieces(name)
     else:
-        out, maps = leaf.shape[1], leaf.maps if leaf.maps > 1 else leaf.shape[0]
-        source, target = value.reshape(out, maps, -1), taken.reshape(-1, maps, out)
-        for i in range(0, out, ROWS):
-            target[..., i : i + ROWS] = source[i : i + ROWS].transpose(2, 1, 0)
-    return taken
+        yield 0, np.asarray(tensors[name])
+
+
+def _take(leaf: Leaf, taken: np.ndarray, start: int, value: np.ndarray) -> None:
+    """Puts the source's rows from `start` on into `taken`, which has our layout."""
+    stop = start + len(value) if value.ndim else 1
+    if not leaf.torch_layout or len(leaf.shape) == 1:
+        whole = value.size == math.prod(leaf.shape)
+        taken[... if whole else slice(start, stop)] = value.reshape(leaf.shape) if whole else value
+    elif len(leaf.shape) == 4:
+        taken[..., start:stop] = value.transpose(2, 3, 1, 0)
+    else:
+        value = value.reshape(-1, leaf.shape[0])  # what was a convolution of one position, or has ones before
+        maps = leaf.maps if leaf.maps > 1 else leaf.shape[0]
+        source, target = value.reshape(len(value), maps, -1), taken.reshape(-1, maps, leaf.shape[1])
+        for i in range(0, len(value), ROWS):
+            part = source[i : i + ROWS].transpose(2, 1, 0)
+            target[..., start + i : start + i + part.shape[-1]] = part
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """safetensors: https://github.com/huggingface/safetensors#format. The library checks the header; nothing can run."""
 
 import functools
+from collections.abc import Callable
 
 from safetensors import SafetensorError, safe_open
 
@@ -33,11 +34,19 @@ def _tensor(opened: safe_open, name: str) -> Tensor:
     view = opened.get_slice(name)
     if view.get_dtype() not in DTYPES:
         raise ValueError(f"tensor {show(name)} is of type {view.get_dtype()}\nlegal: {', '.join(DTYPES)}")
-    return Tensor(tuple(view.get_shape()), DTYPES[view.get_dtype()], functools.partial(_load, opened, name))
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return _sound(lambda: opened.get_slice(name)[start:stop])
+
+    return Tensor(tuple(view.get_shape()), DTYPES[view.get_dtype()], functools.partial(_load, opened, name), rows)
 
 
 def _load(opened: safe_open, name: str) -> np.ndarray:
+    return _sound(lambda: opened.get_tensor(name))
+
+
+def _sound(read: Callable[[], np.ndarray]) -> np.ndarray:
     try:
-        return opened.get_tensor(name)
+        return read()
     except SafetensorError as error:
         raise ValueError(str(error)) from error

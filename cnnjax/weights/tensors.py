@@ -32,6 +32,8 @@ LONGEST = 16 << 20
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CHUNK = 1 << 20
+PIECE = 16 << 20
+"""Bytes of a tensor that are read at a time where it is taken in pieces."""
 TENSORS_ONLY = (
     "a file of weights holds tensors and nothing that runs: torch.save(model.state_dict(), …), or safetensors"
 )
@@ -64,6 +66,8 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     load: Callable[[], np.ndarray]
+    part: Callable[[int, int], np.ndarray] | None = None
+    """Some of the rows, where they can be read without the others."""
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -78,13 +82,13 @@ class Tensors(Mapping[str, np.ndarray]):
             raise ValueError("it holds no tensors")
         if len(tensors) > MANY:
             raise ValueError(f"it holds {len(tensors):,} tensors, more than {MANY:,}")
-        for name, (shape, dtype, _) in tensors.items():
+        for name, (shape, dtype, *_) in tensors.items():
             # Empty tensors count as if their zeros were ones: NumPy cannot make a 0 × 2^60 array either
             if any(d < 0 for d in shape) or math.prod(max(d, 1) for d in shape) * dtype.itemsize > LARGEST:
                 raise ValueError(f"tensor {show(name)} has the absurd shape {show(list(shape))}")
             if len(shape) > 8 or not (dtype.kind in "biuf" or dtype == BFLOAT16):
                 raise ValueError(f"tensor {show(name)} is {len(shape)}-dimensional {show(str(dtype))}, not numbers")
-        within(sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in tensors.values()), source.size)
+        within(sum(math.prod(shape) * dtype.itemsize for shape, dtype, *_ in tensors.values()), source.size)
         self.source = source
         self.metadata = MappingProxyType(dict(metadata or {}))
         self._tensors = dict(tensors)
@@ -95,6 +99,22 @@ class Tensors(Mapping[str, np.ndarray]):
         tensor = self._tensors[name]
         with reading(self.source.path, f"tensor {show(name)} "):
             return tensor.load()
+
+    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """The array in pieces along its first axis, each after the number of its first row; a small one is one piece.
+
+        Raises: as a look-up does.
+        """
+        shape, dtype, _, part = self._tensors[name]
+        row = math.prod(shape[1:]) * dtype.itemsize if shape else 0
+        if part is None or row * max(shape[0] if shape else 0, 1) <= PIECE:
+            yield 0, self[name]
+            return
+        step = max(1, PIECE // row)
+        for start in range(0, shape[0], step):
+            with reading(self.source.path, f"tensor {show(name)} "):
+                values = part(start, min(start + step, shape[0]))
+            yield start, values
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors

@@ -4,7 +4,9 @@ A peer is made from the table that our network is made from, and gets our weight
 ours, and what differs is the library. Each module here has `build(task) -> Running`.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +46,24 @@ class Running(NamedTuple):
     repeat: Callable[[int], None]
     cold: float | None
     warm: float | None
+
+
+@contextlib.contextmanager
+def kept_programs() -> Iterator[None]:
+    """JAX keeps what it compiles in a folder, for as long as this lasts."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()
 
 
 def leaf(weights: Mapping[str, Any], collection: str, path: tuple[str, ...]) -> Mapping[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """Our network, and the same one as a user of Flax writes it: `nn.Conv`, `nn.BatchNorm`, `nn.max_pool`."""
 
 import functools
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ from cnnjax.models.chain import Chain
 from cnnjax.train.losses import cross_entropy
 from cnnjax.train.state import State
 from cnnjax.train.step import Policy, forward, train_step
-from experiments.peers import LEARNING_RATE, MOMENTUM, Running, Task, explicit, through
+from experiments.peers import LEARNING_RATE, MOMENTUM, Running, Task, explicit, kept_programs, through
 
 
 class Plain(nn.Module):
@@ -86,16 +85,12 @@ def _flat(tree: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
 def compile_twice(lower: Callable[[], Any]) -> tuple[Any, float, float]:
     """What `lower().compile()` gives, and the seconds it takes without and with the compilation cache's file."""
     seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    with kept_programs():
         for _ in range(2):
             jax.clear_caches()
             begun = time.perf_counter()
             compiled = lower().compile()
             seconds.append(time.perf_counter() - begun)
-        jax.config.update("jax_compilation_cache_dir", None)
     return compiled, seconds[0], seconds[1]
 
 

@@ -3,7 +3,6 @@
 """
 
 import os
-import tempfile
 import time
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -13,7 +12,7 @@ import keras
 import numpy as np
 
 from cnnjax.models.ops import pair
-from experiments.peers import LEARNING_RATE, MOMENTUM, Running, Task, explicit, leaf, same, through
+from experiments.peers import LEARNING_RATE, MOMENTUM, Running, Task, explicit, kept_programs, leaf, same, through
 
 
 class Symbols:
@@ -95,10 +94,7 @@ def build(task: Task) -> Running:
     def run():
         return model.train_on_batch(images, labels) if task.train else model.predict_on_batch(images)
 
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    with kept_programs():
         for i in range(2):
             jax.clear_caches()
             if task.train and i == 0:
@@ -112,7 +108,6 @@ def build(task: Task) -> Running:
             if task.train:
                 losses.append(float(np.asarray(value)))
                 model.reset_metrics()
-        jax.config.update("jax_compilation_cache_dir", None)
 
     def repeat(n: int) -> None:
         for _ in range(n):

@@ -1,11 +1,12 @@
 """safetensors: https://github.com/huggingface/safetensors#format. The library checks the header; nothing can run."""
 
-import functools
-from collections.abc import Callable
+import json
+import math
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from cnnjax.weights.tensors import BFLOAT16, LONGEST, Source, Tensor, Tensors, np, show
+from cnnjax.weights.tensors import BFLOAT16, LONGEST, Source, Tensor, Tensors, bytes_at, np, show
 
 # fmt: off
 DTYPES = {
@@ -21,32 +22,26 @@ def read_safetensors(source: Source) -> Tensors:
     header = int.from_bytes(source.file.read(8), "little")
     if header > LONGEST:
         raise ValueError(f"its header claims to be {header:,} bytes long, more than {LONGEST:,}")
-    try:
-        # Not mapped into memory: the pages of the file would count beside the arrays
-        opened = safe_open(source.path, framework="np", backend="pread")
-        tensors = {name: _tensor(opened, name) for name in opened.offset_keys()}
+    try:  # the library knows all that can be wrong with a header
+        with safe_open(source.path, framework="np", backend="pread") as opened:
+            names, metadata = opened.offset_keys(), opened.metadata()
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    return Tensors(source, tensors, opened.metadata())
+    told = json.loads(source.file.read(header))
+    return Tensors(source, {name: _tensor(source, name, told[name], 8 + header) for name in names}, metadata)
 
 
-def _tensor(opened: safe_open, name: str) -> Tensor:
-    view = opened.get_slice(name)
-    if view.get_dtype() not in DTYPES:
-        raise ValueError(f"tensor {show(name)} is of type {view.get_dtype()}\nlegal: {', '.join(DTYPES)}")
+def _tensor(source: Source, name: str, told: dict[str, Any], data: int) -> Tensor:
+    shape = tuple(told["shape"])
+    if told["dtype"] not in DTYPES:
+        raise ValueError(f"tensor {show(name)} is of type {told['dtype']}\nlegal: {', '.join(DTYPES)}")
+    dtype, start = DTYPES[told["dtype"]], data + told["data_offsets"][0]
 
-    def rows(start: int, stop: int) -> np.ndarray:
-        return _sound(lambda: opened.get_slice(name)[start:stop])
+    def rows(first: int, last: int) -> np.ndarray:
+        row = math.prod(shape[1:]) * dtype.itemsize
+        return bytes_at(source.file, start + first * row, (last - first) * row).view(dtype).reshape(-1, *shape[1:])
 
-    return Tensor(tuple(view.get_shape()), DTYPES[view.get_dtype()], functools.partial(_load, opened, name), rows)
+    def load() -> np.ndarray:
+        return bytes_at(source.file, start, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
-
-def _load(opened: safe_open, name: str) -> np.ndarray:
-    return _sound(lambda: opened.get_tensor(name))
-
-
-def _sound(read: Callable[[], np.ndarray]) -> np.ndarray:
-    try:
-        return read()
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    return Tensor(shape, dtype, load, rows)

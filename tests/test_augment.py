@@ -149,6 +149,7 @@ def test_normalise_takes_both(strict):
     chex.assert_trees_all_equal(normalise(transform, image), normalise(transform, image.astype(jnp.float32)))
 
 
+@pytest.mark.long
 def test_all_steps_are_one_program_that_gives_the_same_on_eight_devices_and_where_64_bits_are_the_default(key, strict):
     run, batch = compiled(ALL), examples()
     expected = run(key, batch)

@@ -74,7 +74,12 @@ MEMBERS = {  # network, image size, channels
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+SLOW = {"googlenet", "inception-bn", "inception-v3", "inception-v4", "inception-resnet"}  # to compile
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in SLOW else []) for name in MEMBERS]
+)
 def test_a_member_of_the_family_trains(name):
     net, size, channels = MEMBERS[name]
     tx, loss = optax.sgd(0.1), cross_entropy(aux_weight=0.3)

@@ -79,6 +79,7 @@ def test_connections_are_those_of_the_paper(layer):
     assert connections == FACT["connections"][layer]
 
 
+@pytest.mark.long
 def test_the_sparse_and_the_grouped_form_have_the_same_gradient(key):
     net, x = lenet5_1998(), jax.random.normal(key, (2, 32, 32, 1))
     params = net.init(key, x)["params"]

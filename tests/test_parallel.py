@@ -337,6 +337,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
         run(accumulate=3)
 
 
+@pytest.mark.long
 def test_layers_computed_again_keep_less_and_give_the_same_gradient(key):
     net = narrow(cifar_resnet(8), by=4, classes=5)
     images = jax.random.normal(key, (16, 16, 16, 3))

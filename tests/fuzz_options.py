@@ -157,6 +157,8 @@ def explore(examples: int) -> collections.Counter[str]:
             hypothesis.assume(tuple(argv) not in tried)
             tried.add(tuple(argv))
             found[outcome(argv, Path(folder))] += 1
+            if found.total() % 20 == 0:
+                jax.clear_caches()  # hundreds of programs, each in pages of its own, are more than a process may map
 
         jax.config.update("jax_disable_most_optimizations", True)  # two steps take less time than their compilation
         try:

@@ -137,14 +137,11 @@ class Variant:
 
     def sees(self, data: Dataset) -> tuple[int, ...]:
         """(height, width, channels) of what the network sees of these images in training."""
-        import jax
-
+        from cnnjax.train.feed import image_shape
         from cnnjax.train.recipe import preparation
 
         assert self.recipe is not None
-        image = jax.ShapeDtypeStruct((1, *data.train.image.shape[1:]), "uint8")
-        batch = {"image": image, "label": jax.ShapeDtypeStruct((1,), "int32")}
-        return jax.eval_shape(preparation(self.recipe, data), jax.random.key(0), batch)["image"].shape[1:]
+        return image_shape(preparation(self.recipe, data), data.train)
 
     def state(self, data: Dataset) -> State:
         """Of what shapes the state of the training is."""

@@ -10,7 +10,7 @@ from typing import Any
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
 DASHES = ("-", "--", "-.", ":")
 METRICS = {"error": "test error, %", "error5": "top-5 test error, %"}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -33,7 +33,7 @@ def comparison(results: Mapping[str, Any]) -> str:
     published = any(row["published"] is not None for row in rows)
     if len(rows) == 1 and not published:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 1.3 + 0.36 * len(rows)), layout="constrained")
         panels = figure.subplots(1, 1 + published, sharey=True, squeeze=False)[0]
         for y, row in enumerate(rows):
@@ -63,7 +63,7 @@ def comparison(results: Mapping[str, Any]) -> str:
             panels[1].set_xlabel("\n".join(textwrap.wrap(results["published_as"], 48)))
             panels[1].set_xlim(left=0)
             panels[1].margins(x=0.12)
-        return _svg(figure)
+        return svg(figure)
 
 
 def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str:
@@ -75,7 +75,7 @@ def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 3.8), layout="constrained")
         axes, highest = figure.subplots(), 0.0
         for i, (variant, seeds) in enumerate(histories.items()):
@@ -108,7 +108,7 @@ def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=METRICS[results["metric"]])
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
@@ -123,7 +123,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     matrix = np.asarray(counts)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     height, roomy = min(8.0, 2.2 + 0.3 * len(classes)), len(classes) <= 20
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(8.5, height), layout="constrained")
         axes = figure.subplots()
         axes.imshow(shares, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
@@ -136,7 +136,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
                 if count:
                     colour = "white" if shares[i, j] > 0.5 else "black"
                     axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color=colour)
-        return _svg(figure)
+        return svg(figure)
 
 
 def range_test(
@@ -149,7 +149,7 @@ def range_test(
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 4.2), layout="constrained")
         axes = figure.subplots()
         axes.plot(rates, losses, color="#aaaaaa", lw=0.8, label="each step")
@@ -161,7 +161,7 @@ def range_test(
         axes.set_xscale("log")
         axes.set(xlabel="learning rate", ylabel="training loss")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        return _svg(figure)
+        return svg(figure)
 
 
 def bubbles(points: Sequence[tuple[str, float, float, float, bool]]) -> str:
@@ -173,7 +173,7 @@ def bubbles(points: Sequence[tuple[str, float, float, float, bool]]) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 7), layout="constrained")
         axes = figure.subplots()
         axes.set_xscale("log")
@@ -212,7 +212,7 @@ def bubbles(points: Sequence[tuple[str, float, float, float, bool]]) -> str:
                 fontsize=8.5,
                 arrowprops=line,
             )
-        return _svg(figure)
+        return svg(figure)
 
 
 def bars(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
@@ -222,7 +222,7 @@ def bars(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
 
     names = list(dict.fromkeys(name for _, ratios in rows for name in ratios))
     height = 0.8 / len(names)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 1 + 0.11 * len(rows) * (len(names) + 2)), layout="constrained")
         axes = figure.subplots()
         for i, name in enumerate(names):
@@ -239,7 +239,7 @@ def bars(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
         axes.invert_yaxis()
         axes.set_xlabel("speed, the fastest peer = 1")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _free_place(
@@ -256,7 +256,7 @@ def _free_place(
     return x + radius, y
 
 
-def _svg(figure) -> str:
+def svg(figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()

@@ -39,6 +39,14 @@ def peak_memory_mb() -> int:
     told = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in told:
         return round(told["peak_bytes_in_use"] / 1e6)
+    return host_memory_mb()
+
+
+def host_memory_mb() -> int:
+    """The most memory that this process has had on the host, in MB."""
+    with contextlib.suppress(OSError):  # on Linux getrusage would count the process that started this one
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
     unit = 1 if sys.platform == "darwin" else 1024  # the bytes in which the system counts
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 

@@ -4,14 +4,23 @@ terminal.
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Table(NamedTuple):
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+
+def pairs(values: Mapping[str, Any]) -> Table:
+    """Names and what they stand for, without headings."""
+
+    def said(value: Any) -> str:
+        return ", ".join(value) or "–" if isinstance(value, list) else "–" if value is None else str(value)
+
+    return Table(["", ""], [[name, said(value)] for name, value in values.items()])
 
 
 class Picture(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjax import figures, page
-from cnnjax.page import Picture, Section, Table
+from cnnjax.page import Picture, Section, Table, pairs
 from cnnjax.train import metrics
 
 Results = Mapping[str, Any]  # what `results.json` holds
@@ -79,9 +79,9 @@ def _sections(results: Results, pictures: Sequence[Picture]) -> list[Section]:
         ("Cost", [Table(list(costs), [[_number(cost[key]) for key in costs.values()]])]),
         (
             "Configuration",
-            [Table(["", ""], [[name, _option(value)] for name, value in results["config"].items()]), _HOW_AGAIN],
+            [pairs(results["config"]), _HOW_AGAIN],
         ),
-        ("Environment", [Table(["", ""], [[name, str(fact)] for name, fact in results["environment"].items()])]),
+        ("Environment", [pairs(results["environment"])]),
     ]
 
 
@@ -158,7 +158,3 @@ def _measured(claim: Mapping[str, Any]) -> str:
         return "not run"
     mean, low, high = (_signed(claim[key], ".2f") for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]" if claim["low"] is not None else f"{mean} (one seed)"
-
-
-def _option(value: Any) -> str:
-    return ", ".join(value) or "–" if isinstance(value, list) else "–" if value is None else str(value)

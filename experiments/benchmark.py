@@ -114,20 +114,11 @@ def _work(pipe: Connection, peer: str, path: Path, cpu_clock: bool) -> None:
 
 def _memory_mb(peer: str) -> int:
     """The most memory that this process has had, in MB: the accelerator's, where one is used."""
-    if peer.startswith("torch"):
-        import torch
+    if not peer.startswith("torch"):
+        return machine.peak_memory_mb()
+    import torch
 
-        if torch.cuda.is_available():
-            return round(torch.cuda.max_memory_allocated() / 1e6)
-    else:
-        import jax
-
-        if used := jax.local_devices()[0].memory_stats():
-            return round(used["peak_bytes_in_use"] / 1e6)
-    with contextlib.suppress(OSError):  # on Linux getrusage would count the process that started this one
-        status = Path("/proc/self/status").read_text()
-        return round(int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
-    return machine.peak_memory_mb()
+    return round(torch.cuda.max_memory_allocated() / 1e6) if torch.cuda.is_available() else machine.host_memory_mb()
 
 
 # --- the race ---------------------------------------------------------------------------------------------------------
@@ -236,7 +227,7 @@ def make_task(name: str, mode: str, options: Options) -> tuple[Any, int]:
 
     from cnnjax.analysis.summary import summarise
     from cnnjax.models.catalog import entry
-    from cnnjax.models.surgery import map_modules, with_head, with_init
+    from cnnjax.models.surgery import with_head, with_init, with_width
     from cnnjax.train.state import create
     from experiments.peers import Task
 
@@ -244,9 +235,7 @@ def make_task(name: str, mode: str, options: Options) -> tuple[Any, int]:
     # He's initial weights: the signal neither dies nor explodes, whatever the paper's own would do in a few steps.
     net = with_init(made.make(), "he")
     if options.narrow > 1:
-        by = options.narrow
-        net = map_modules(net, lambda m: m.clone(features=max(1, m.features // by)) if hasattr(m, "features") else m)
-        net = with_head(net, 10)
+        net = with_head(with_width(net, 1 / options.narrow), 10)
     state = jax.device_get(create(net, optax.sgd(0.1), jax.random.key(0), made.input, frozen=frozenset()))
     images = rng.normal(size=(batch, *made.input)).astype(np.float32)
     labels = (np.arange(batch) % 10).astype(np.int32)
@@ -330,8 +319,8 @@ def write(folder: Path, record: dict[str, Any], rows: list[dict[str, Any]], abse
         ("Ours against each peer", [overview(rows), *notes, page.Picture("ratios", caption, figures.bars(chart))]),
         *((f"{row['network']}, {row['mode']}, batch {row['batch']}", [
             table(row), f"Peak: {row['peak_gflops']:.0f} GFLOP/s in a float32 matrix product."]) for row in rows),
-        ("Machine", [page.Table(["", ""], [[name, str(value)] for name, value in environment.items()])]),
-        ("About", [page.Table(["", ""], [[name, text] for name, text in about.items() if name != "title"])]),
+        ("Machine", [page.pairs(environment)]),
+        ("About", [page.pairs({name: text for name, text in about.items() if name != "title"})]),
     ]  # fmt: skip
     footer = "Every slice's time is in results.json."
     page.write(folder, page.Page(about["title"], sections, footer))

@@ -166,7 +166,7 @@ def main(options: Options) -> None:
             ("ILSVRC 2012-2015, classification", [challenge]),
             *tables(found),
             ("GoogLeNet's own table", [googlenet_table(), "✗ marks what the paper prints more than 1 % off."]),
-            ("About", [page.Table(["", ""], [[name, text] for name, text in about.items() if name != "title"])]),
+            ("About", [page.pairs({name: text for name, text in about.items() if name != "title"})]),
         ]
         runfolder.write_json(options.workdir / "results.json", {"experiment": "efficiency", "networks": found})
         footer = "Costs were counted on the program; errors are as published. The costs are in results.json."

@@ -247,8 +247,8 @@ def write(folder: Path, results: dict[str, Any]) -> None:
         ("Scores", [scores, f"Protocol: {results['protocol']} ({results['source']}). Every image counts once."]),
         ("Confusions", [page.Picture("confusion", caption, drawn)]),
         ("Classes", [classes]),
-        ("Configuration", [page.Table(["", ""], [[k, str(v)] for k, v in results["config"].items()])]),
-        ("Environment", [page.Table(["", ""], [[k, str(v)] for k, v in results["environment"].items()])]),
+        ("Configuration", [page.pairs(results["config"])]),
+        ("Environment", [page.pairs(results["environment"])]),
     ]
     footer = "The same numbers and the confusion matrix are in results.json."
     page.write(folder, page.Page(results["title"], sections, footer))

@@ -174,8 +174,8 @@ def write(folder: Path, results: dict[str, Any]) -> None:
     sections: list[page.Section] = [
         ("Loss and learning rate", [table(results), picture]),
         *((name.capitalize(), [about[name]]) for name in ("reading", "departures", "source")),
-        ("Configuration", [page.Table(["", ""], [[k, str(v)] for k, v in results["config"].items()])]),
-        ("Environment", [page.Table(["", ""], [[k, str(v)] for k, v in results["environment"].items()])]),
+        ("Configuration", [page.pairs(results["config"])]),
+        ("Environment", [page.pairs(results["environment"])]),
     ]
     page.write(folder, page.Page(results["title"], sections, "The losses of all steps are in results.json."))
 

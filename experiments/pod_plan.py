@@ -284,7 +284,7 @@ def picture(records: list[Record]) -> str:
         return ""
     models = list(dict.fromkeys(record["model"] for record in shown))
     marks = dict(zip(models, "osD^vPX*" * (1 + len(models) // 8), strict=False))
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(10, 1.6 + max(2.4, 0.24 * len(shown))), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         labels = []
@@ -316,7 +316,7 @@ def picture(records: list[Record]) -> str:
         right.set(xlabel="chips", ylabel="estimated images/s a chip, % of one alone")
         right.set_ylim(min(80, 10 * (lowest // 10)), 101)
         right.legend(frameon=False, fontsize=8)
-        return figures._svg(figure)
+        return figures.svg(figure)
 
 
 MEMORY = {"arguments": "state and batch", "temporaries": "activations", "program": "program"}

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cnnjax.errors import CnnjaxError
+from cnnjax.errors import CnnjaxError, differences
 from cnnjax.train import manifest
 from cnnjax.train.state import Tree
 
@@ -139,18 +139,13 @@ def restore(saved: Checkpoints, step: int, like: Tree) -> Tree:
     }
     with _reading(folder):
         have = dict(ocp.metadata(str(folder)).metadata)
-    differences = {
-        "missing": [name for name in want if name not in have],
-        "unexpected": [name for name in have if name not in want],
-        "different": [
-            f"{name}: have {_shape(have[name])}, want {_shape(leaf)}"
-            for name, leaf in want.items()
-            if name in have and _shape(have[name]) != _shape(leaf)
-        ],
-    }
-    if any(differences.values()):
-        rows = [f"  {kind}: {_some(names)}" for kind, names in differences.items() if names]
-        raise CnnjaxError("\n".join([f"checkpoint {step} in {saved.folder} does not fit:", *rows]))
+    error = differences(
+        f"checkpoint {step} in {saved.folder} does not fit",
+        {name: _shape(leaf) for name, leaf in have.items()},
+        {name: _shape(leaf) for name, leaf in want.items()},
+    )
+    if error is not None:
+        raise error
     with _reading(folder):
         loaded = ocp.load(str(folder), want)
     return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in want])
@@ -253,8 +248,3 @@ def _named(tree: Tree) -> dict[str, Any]:
 
 def _shape(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

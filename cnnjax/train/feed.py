@@ -60,6 +60,13 @@ class Prepare:
         return {**batch, "image": normalise(self.transform, batch["image"])}
 
 
+def image_shape(prepare: Prepare, split: Split) -> tuple[int, ...]:
+    """(height, width, channels) of what a network sees of these images in training; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *split.image.shape[1:]), np.uint8)
+    batch = {"image": image, "label": jax.ShapeDtypeStruct((1,), np.int32)}
+    return jax.eval_shape(prepare, jax.random.key(0), batch)["image"].shape[1:]
+
+
 def stream(
     split: Split,
     *,

@@ -25,7 +25,7 @@ from cnnjax.data.splits import Dataset
 from cnnjax.errors import CnnjaxError
 from cnnjax.train import checkpoint, fingerprint, parallel
 from cnnjax.train.evaluate import evaluate
-from cnnjax.train.feed import CentreCrop, Prepare, resident, stream
+from cnnjax.train.feed import CentreCrop, Prepare, image_shape, resident, stream
 from cnnjax.train.interrupt import Interrupted, postponed
 from cnnjax.train.journal import Clock, Journal, NonFinite, write_down
 from cnnjax.train.losses import Loss
@@ -161,7 +161,7 @@ def fit_many(
     tx = tx if factors is None else scaled(tx)
     if not journals:
         return []
-    if how.launch.accelerated and how.launch.kind == "jit" and resident(data.train):
+    if _compiled_together(how, data):
         return _fit(net, tx, loss, data, journals, how)
     return [_fit(net, tx, loss, data, [journal], how)[0] for journal in journals]
 
@@ -173,7 +173,7 @@ def _fit(
     several, steps, batch, launch = len(journals) > 1, plan.steps, plan.batch, plan.launch
     split_keys = [jax.random.split(jax.random.key(journal.seed)) for journal in journals]
     prepare = Prepare(plan.transform, plan.augment)
-    shape = _image_shape(prepare, data)
+    shape = image_shape(prepare, data.train)
     crop = () if data.test.image.shape[1:3] == shape[:2] else (CentreCrop((shape[0], shape[1])),)
     scored = Prepare(plan.transform, plan.view or Compose((fixed(plan.augment), *crop)))
     how = {
@@ -297,8 +297,8 @@ def _fit(
                 clock.restart()
         if done == steps and any("test" not in (journal.rows or [{}])[-1] for _, journal, _ in each(state)):
             score(state)
-        own = {id(journal): Run(own, journal.rows[-1]["test"], journal.rows) for _, journal, own in each(state)}
-    return [own[id(journal)] if journal.failed is None else journal.failed for journal in journals]
+        ended = {i: Run(own, journal.rows[-1]["test"], journal.rows) for i, journal, own in each(state)}
+    return [journal.failed or ended[i] for i, journal in enumerate(journals)]
 
 
 def _settings(net: Any, loss: Loss, data: Dataset, plan: Plan, prepare: Prepare, journal: Journal) -> dict[str, Any]:
@@ -321,9 +321,14 @@ def _settings(net: Any, loss: Loss, data: Dataset, plan: Plan, prepare: Prepare,
     return fingerprint.of(told)
 
 
+def _compiled_together(plan: Plan, data: Dataset) -> bool:
+    """Whether several steps, and several runs, are one program."""
+    return plan.launch.accelerated and plan.launch.kind == "jit" and resident(data.train)
+
+
 def _chunk(plan: Plan, data: Dataset) -> int:
     """How many steps are one compiled loop: as many as lie between two things that are to be written down."""
-    if not (plan.launch.accelerated and plan.launch.kind == "jit" and resident(data.train)):
+    if not _compiled_together(plan, data):
         return 1
     every = (plan.log_every, plan.eval_every, plan.save_every)
     between = math.gcd(*(steps for steps in every if steps is not None))
@@ -337,13 +342,6 @@ def _stack(states: Sequence[State]) -> State:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-
-
-def _image_shape(prepare: Prepare, data: Dataset) -> tuple[int, ...]:
-    """(height, width, channels) of what the network sees in training."""
-    pixels = jax.ShapeDtypeStruct((1, *data.train.image.shape[1:]), np.uint8)
-    batch = {"image": pixels, "label": jax.ShapeDtypeStruct((1,), np.int32)}
-    return jax.eval_shape(prepare, jax.random.key(0), batch)["image"].shape[1:]
 
 
 def _check_labels(net: Any, state: State, shape: tuple[int, ...], data: Dataset) -> None:

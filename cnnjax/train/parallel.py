@@ -32,7 +32,7 @@ from cnnjax.train.step import Batch, keys, train_step
 AXIS = "data"
 CHUNK = 100
 """Steps in one compiled loop, at most: a run that is asked to stop finishes them."""
-STATIC = ("frozen", "augment", "policy", "axis_name", "ema_decay", "accumulate", "remat")
+STATIC = ("frozen", "augment", "policy", "ema_decay", "accumulate", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Launch:
     @property
     def mesh(self) -> Mesh | None:
         """The devices that share a batch; None where there is one, which needs no mesh."""
-        return None if self.count == 1 and self.kind == "jit" else data_mesh(jax.devices()[: self.count])
+        return None if self.count == 1 and self.kind == "jit" else _first(self.count)
 
 
 ALL = Launch()
@@ -93,6 +93,11 @@ def data_mesh(devices: Any = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     # The newer default, Explicit, breaks Linen's dropout.
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+@functools.cache  # every step asks for it
+def _first(count: int) -> Mesh:
+    return data_mesh(jax.devices()[:count])
 
 
 def shardings(mesh: Mesh, state: State, optimiser: str = "replicated") -> State:
@@ -172,7 +177,6 @@ def advance(
     `batch`: what one step takes, but "index", where it is there, is [steps, batch]. Several runs at once: `key`,
     `state` and "index" ([steps, runs, batch]) have an axis for them, and the metrics are [steps, runs].
     """
-    how["axis_name"] = None
     if launch.kind == "pmap":
         return _pmapped(launch, net, tx, loss, key, state, batch, **how)
     mesh = launch.mesh
@@ -188,11 +192,14 @@ def _placed(placed: tuple[Mesh, str] | None, state: State) -> State:
     return state if placed is None else jax.lax.with_sharding_constraint(state, shardings(placed[0], state, placed[1]))
 
 
+def _only_step(batch: Batch) -> Batch:
+    """The batch of a span of one step."""
+    return {**batch, "index": batch["index"][0]} if "index" in batch else batch
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=(*STATIC, "placed"), donate_argnums=4)
 def _one(net, tx, loss, key, state, batch, *, placed, **how):
-    if "index" in batch:
-        batch = {**batch, "index": batch["index"][0]}
-    state, metrics = train_step(net, tx, loss, key, state, batch, **how)
+    state, metrics = train_step(net, tx, loss, key, state, _only_step(batch), **how)
     return _placed(placed, state), jax.tree.map(lambda leaf: leaf[None], metrics)
 
 
@@ -222,8 +229,7 @@ def _pmapped(launch, net, tx, loss, key, state, batch, *, augment, **how):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prepared(mesh, augment, key, step, batch):
-    if "index" in batch:
-        batch = {**batch, "index": batch["index"][0]}
+    batch = _only_step(batch)
     if augment is not None:
         batch = augment(keys(key, step)[0], batch)
     split = {name: value.reshape(mesh.size, -1, *value.shape[1:]) for name, value in batch.items()}

@@ -20,7 +20,7 @@ from cnnjax.models.chain import Chain
 from cnnjax.models.layers import BatchNorm, Dense
 from cnnjax.weights.paths import Site, sites
 from cnnjax.weights.ports import PORTS, Port
-from cnnjax.weights.tensors import Tensors
+from cnnjax.weights.tensors import Tensors, not_finite
 
 ROWS = 64  # of a dense kernel that are turned at a time: more fall out of the processor's cache
 ALIGNMENT = 64
@@ -220,7 +220,7 @@ def _put(variables: dict[str, Any], place: tuple[str, ...], value: np.ndarray) -
 
 
 def _finite(name: str, value: np.ndarray) -> np.ndarray:
-    if wrong := value.size - np.count_nonzero(np.isfinite(value)):
+    if wrong := not_finite(value):
         raise CnnjaxError(
             f"the weights {name!r} hold {wrong} values that are not finite\n"
             "the file is damaged, or the training that made it diverged"

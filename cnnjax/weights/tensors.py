@@ -137,7 +137,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
 def check_finite(tensors: Mapping[str, np.ndarray]) -> None:
     """Read every tensor once and raise `UnreadableWeights` that names those with NaN or infinite values."""
-    found = {name: count for name in tensors if (count := _not_finite(tensors[name]))}
+    found = {name: count for name in tensors if (count := not_finite(tensors[name]))}
     if found:
         where = tensors.source.path if isinstance(tensors, Tensors) else "the weights"
         shown = [f"{show(name)}: {count:,}" for name, count in list(found.items())[:3]]
@@ -147,7 +147,8 @@ def check_finite(tensors: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _not_finite(values: np.ndarray) -> int:
+def not_finite(values: np.ndarray) -> int:
+    """How many values are NaN or infinite."""
     if values.dtype.kind in "biu":
         return 0
     flat = values.reshape(-1)  # in pieces, or the masks would be a quarter of the largest tensor

@@ -29,6 +29,7 @@ from cnnjax.train import interrupt
 if TYPE_CHECKING:  # jax and its company load when the training begins, so that --help answers at once
     from cnnjax.data.splits import Dataset
     from cnnjax.models.chain import Chain
+    from cnnjax.train.loop import Run
     from cnnjax.train.recipe import Recipe
     from cnnjax.train.state import State
 
@@ -53,18 +54,27 @@ def adam_recipe(config: Config, data: Dataset) -> Recipe:
 
 
 OnLog = Callable[[Mapping[str, Any] | None], None]
-Measure = Callable[["Variant", "Dataset", int, Path, OnLog], dict[str, float]]
+Measure = Callable[["Variant", "Dataset", int, Path, OnLog], dict[str, Any]]
+Pictures = Callable[[Path, Mapping[str, Any]], Sequence[page.Picture]]
 
 
-def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLog) -> dict[str, float]:
+def train(variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLog) -> dict[str, Any]:
     """Trains the variant's network from `seed`, going on from what `folder` holds: last evaluation and speed."""
-    return train_many(variant, data, {seed: folder}, on_log)[seed]
+    return scores(trained(variant, data, {seed: folder}, on_log)[seed])
 
 
-def train_many(
-    variant: Variant, data: Dataset, folders: Mapping[int, Path], on_log: OnLog
-) -> dict[int, dict[str, float]]:
-    """`train` for the seeds of `folders`, together where that is faster; `on_log` is given the rows of the first."""
+def scores(run: Run) -> dict[str, Any]:
+    """What the table says of a training: the last evaluation, and images per second, where they were measured."""
+    speeds = [row["time"]["images_per_second"] for row in run.history if "train" in row]
+    measured = [speed for speed in speeds if speed is not None]
+    return {**run.metrics, **({"images_per_second": statistics.median(measured)} if measured else {})}
+
+
+def trained(variant: Variant, data: Dataset, folders: Mapping[int, Path], on_log: OnLog) -> dict[int, Run]:
+    """The variant's network, trained from the seeds of `folders` and going on from what they hold.
+
+    Seeds are trained together where that is faster; `on_log` is given the rows of the first.
+    """
     from cnnjax.train.journal import NonFinite
     from cnnjax.train.loop import fit_many
     from cnnjax.train.recipe import arguments
@@ -85,14 +95,12 @@ def train_many(
         save_every=log_every * math.ceil(1000 / log_every),
         on_log=lambda i, row: on_log(row) if i == 0 else None,
     )
-    results = {}
+    found = {}
     for (seed, folder), run in zip(folders.items(), runs, strict=True):
         if isinstance(run, NonFinite):
             raise Diverged(f"{folder}: {run}") from run
-        speeds = [row["time"]["images_per_second"] for row in run.history if "train" in row]
-        measured = [speed for speed in speeds if speed is not None]
-        results[seed] = {**run.metrics, **({"images_per_second": statistics.median(measured)} if measured else {})}
-    return results
+        found[seed] = run
+    return found
 
 
 class Diverged(CnnjaxError):
@@ -106,7 +114,7 @@ class Variant:
     """One row of the table: a network, how it is trained, and what else the table says of it.
 
     how: what `fit` is told besides. columns: further columns, heading -> number or text. measure: what gives the
-    metrics; a row that is measured in another way than by a training needs neither network nor recipe.
+    metrics, any plain data; a row that is measured in another way than by a training needs neither network nor recipe.
     """
 
     net: Chain | None = None
@@ -162,7 +170,9 @@ class Experiment:
 
     name: the file's. doc: its docstring. scales: scale -> settings. variants: (settings, images) -> rows.
     published: variant -> the paper's number, None where it has none, in the order of the table; published_as: what it
-    is. claims: what the verdict judges. reference: the variant that has to reach `Config.bar`.
+    is. claims: what the verdict judges. reference: the variant that has to reach `Config.bar`. measured: further
+    metrics of the runs that the table shows as mean ± sd, metric -> heading. pictures: (folder of the run, contents of
+    `results.json`) -> what the report shows besides the comparison and the curves.
 
     One that claims nothing has no more than its settings and variants, and there is no verdict. about: settings -> what
     the report says, "title" and other headings; by default what the docstring does.
@@ -176,6 +186,8 @@ class Experiment:
     published_as: str = ""
     reference: str | None = None
     claims: Sequence[verdict.Claim] = ()
+    measured: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pictures: Pictures | None = None
     about: Callable[[Any], Mapping[str, str]] | None = None
 
 
@@ -231,7 +243,10 @@ def run(experiment: Experiment, config: Training) -> dict[str, Any]:
     def measure(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         return _measure_all(experiment, config, record, folder)
 
-    return kept(experiment.name, config, measure, write=report.write, show=report.show)
+    def write(folder: Path, results: dict[str, Any]) -> None:
+        report.write(folder, results, experiment.pictures(folder, results) if experiment.pictures else ())
+
+    return kept(experiment.name, config, measure, write=write, show=report.show)
 
 
 def kept(
@@ -313,16 +328,14 @@ def _told(tell: Callable, name: str, seeds: Sequence[int], steps: int) -> OnLog:
     return on_log
 
 
-def _measure(
-    variant: Variant, data: Dataset, folders: Mapping[int, Path], on_log: OnLog
-) -> dict[int, dict[str, float]]:
+def _measure(variant: Variant, data: Dataset, folders: Mapping[int, Path], on_log: OnLog) -> dict[int, dict[str, Any]]:
     """The metrics of each run, and its cost; an equal share of it, of runs that are trained together."""
     compiled, begun = machine.compile_seconds(), time.perf_counter()
     if len(folders) == 1:
         [(seed, folder)] = folders.items()
         found = {seed: variant.measure(variant, data, seed, folder, on_log)}
     else:
-        found = train_many(variant, data, folders, on_log)
+        found = {seed: scores(run) for seed, run in trained(variant, data, folders, on_log).items()}
     seconds = (time.perf_counter() - begun) / len(folders)
     compiling = (machine.compile_seconds() - compiled) / len(folders)
     return {seed: {**run, "seconds": seconds, "compile_seconds": compiling} for seed, run in found.items()}
@@ -330,13 +343,21 @@ def _measure(
 
 def _summary(experiment: Experiment, config: Training, record, data: Dataset, variants, results) -> dict[str, Any]:
     """What `results.json` holds, and the report shows."""
-    errors = {name: {seed: run[config.metric] for seed, run in runs.items()} for name, runs in results.items()}
+
+    def of(metric: str) -> dict[str, dict[int, float]]:
+        every = {
+            name: {seed: run[metric] for seed, run in runs.items() if metric in run} for name, runs in results.items()
+        }
+        return {name: runs for name, runs in every.items() if runs}
+
+    errors, further = of(config.metric), sorted({claim.metric for claim in experiment.claims if claim.metric})
     every = [run for runs in results.values() for run in runs.values()]
     return {
         "experiment": experiment.name,
         "about": dict(experiment.about(config) if experiment.about else page.about(experiment.doc)),
         "metric": config.metric,
         "published_as": experiment.published_as,
+        "measured": dict(experiment.measured),
         "rows": [
             {
                 "variant": name,
@@ -356,6 +377,7 @@ def _summary(experiment: Experiment, config: Training, record, data: Dataset, va
             bar=config.bar,
             resolution=100 / len(data.test.label),
             published=experiment.published,
+            further={metric: of(metric) for metric in further},
         )
         if isinstance(config, Config) and experiment.reference
         else None,

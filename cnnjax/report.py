@@ -3,6 +3,7 @@
 All of it is made from `results.json` and the runs' `metrics.jsonl`; nothing here measures or judges.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,15 @@ def show(results: Results) -> None:
         console.print(f"{line}; paper {_signed(claim['published'])})", markup=False)
 
 
-def write(folder: Path, results: Results) -> None:
-    """Writes `report.html`, `report.md` and the figures as SVG into the folder of the run."""
+def write(folder: Path, results: Results, further: Sequence[Picture] = ()) -> None:
+    """Writes `report.html`, `report.md` and the figures, with those of the experiment itself, into the folder."""
     histories = {
         row["variant"]: [metrics.read(folder / row["variant"] / f"seed-{k}" / "metrics.jsonl") for k in row["seeds"]]
         for row in results["rows"]
     }
     drawn = {"comparison": figures.comparison(results), "curves": figures.curves(results, histories)}
     pictures = [Picture(name, _CAPTIONS[name], svg) for name, svg in drawn.items() if svg]
+    pictures += [picture for picture in further if picture.svg]
     judged = results["verdict"]
     lead = judged and (f"Verdict: {judged['verdict']}.", judged["reason"])
     footer = f"Finished {results['finished']}. The same numbers are in results.json."
@@ -77,10 +79,7 @@ def _sections(results: Results, pictures: Sequence[Picture]) -> list[Section]:
         ("Runs", [_runs(results), _HOW_TIMED]),
         ("Data", [Table(list(data), [[_number(value) for value in data.values()]])]),
         ("Cost", [Table(list(costs), [[_number(cost[key]) for key in costs.values()]])]),
-        (
-            "Configuration",
-            [pairs(results["config"]), _HOW_AGAIN],
-        ),
+        ("Configuration", [pairs(results["config"]), _HOW_AGAIN]),
         ("Environment", [pairs(results["environment"])]),
     ]
 
@@ -96,17 +95,27 @@ _HOW_TIMED = (
 )
 
 
+def _mean(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, of numbers of any size."""
+    if not values:
+        return "–"
+    mean, sd = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return f"{mean:.3g}" + ("" if sd is None else f" ± {sd:.1g}")
+
+
 def _comparison(results: Results) -> Table:
     rows, papers = results["rows"], ["paper, %"] if results["verdict"] else []
+    measured = results.get("measured", {})
     further = list(dict.fromkeys(name for row in rows for name in row["columns"]))
     return Table(
-        ["variant", *further, f"{figures.METRICS[results['metric']]} (n={rows[0]['n']})", *papers],
+        ["variant", *further, f"{figures.METRICS[results['metric']]} (n={rows[0]['n']})", *papers, *measured.values()],
         [
             [
                 row["variant"],
                 *(_number(row["columns"].get(name)) for name in further),
                 f"{row['mean']:.2f}" + ("" if row["sd"] is None else f" ± {row['sd']:.2f}"),
                 *(_number(row["published"]) for _ in papers),
+                *(_mean([run[metric] for run in row["seeds"].values() if metric in run]) for metric in measured),
             ]
             for row in rows
         ],

@@ -14,17 +14,19 @@ HOLDS, FAILS, UNDECIDED, UNDERPOWERED = "holds", "does not hold at this scale", 
 
 
 class Claim(NamedTuple):
-    """That a sum of errors, each with its weight, lies between two bounds.
+    """That a sum of errors, or of another metric, each with its weight, lies between two bounds.
 
     text: the claim in words.
     contrast: weight of each variant's error, e.g. `{"no-7": 1, "full": -1}`: what removing layer 7 costs.
-    above, below: the bounds, in points of error.
+    above, below: the bounds, in points of error or in the unit of the metric.
+    metric: what is summed, by its name in a run's result; "" for the error that the table compares.
     """
 
     text: str
     contrast: Mapping[str, float]
     above: float = -math.inf
     below: float = math.inf
+    metric: str = ""
 
     @property
     def formula(self) -> str:
@@ -35,7 +37,8 @@ class Claim(NamedTuple):
         ]
         lower, upper = (f"{bound:g}".replace("-", "−") for bound in (self.above, self.below))
         return (
-            (f"{lower} < " if math.isfinite(self.above) and math.isfinite(self.below) else "")
+            (f"{self.metric}: " if self.metric else "")
+            + (f"{lower} < " if math.isfinite(self.above) and math.isfinite(self.below) else "")
             + " ".join(terms).removeprefix("+ ")
             + (f" < {upper}" if math.isfinite(self.below) else f" > {lower}")
         )
@@ -66,14 +69,22 @@ def judge(
     bar: float,
     resolution: float = 0.0,
     published: Mapping[str, float | None] | None = None,
+    further: Mapping[str, Mapping[str, Mapping[int, float]]] | None = None,
 ) -> dict[str, Any]:
     """The verdict on all claims together and on each, as plain data for `results.json`.
 
     errors: variant -> seed -> test error in %. reference: the variant whose mean error must not exceed `bar`, else the
     run and every claim are "underpowered". resolution: one test image, in points. published: the paper's error of each
-    variant, if any. All claims hold: "holds". One does not: "does not hold at this scale". Else "not decided".
+    variant, if any. further: other metrics that claims name, each as `errors`.
+
+    All claims hold: "holds". One does not: "does not hold at this scale". Else "not decided".
     """
-    rows = [_judge_one(claim, errors, resolution, published or {}) for claim in claims]
+    rows = [
+        _judge_one(claim, (further or {})[claim.metric], 0.0, {})
+        if claim.metric
+        else _judge_one(claim, errors, resolution, published or {})
+        for claim in claims
+    ]
     counts = Counter(row["verdict"] for row in rows)
     seeds = errors.get(reference, {}).values()
     if not seeds:

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from cnnjax import figures, report
+from cnnjax import page as page_module
 
 RUN = {"error": 3.0, "seconds": 14.0, "compile_seconds": 4.0, "images_per_second": 4000.0}
 RESULTS = {
@@ -103,6 +104,17 @@ def page(folder) -> WellFormed:
     parser.feed((folder / "report.html").read_text(encoding="utf-8"))
     assert parser.open == []
     return parser
+
+
+def test_further_metrics_and_pictures_of_an_experiment_are_shown(folder):
+    results = copy.deepcopy(RESULTS) | {"measured": {"gate": "open gates, %"}}
+    for k, run in results["rows"][0]["seeds"].items():
+        run["gate"] = 40.0 + int(k)
+    drawn = '<svg xmlns="http://www.w3.org/2000/svg"><text>gates over depth</text></svg>'
+    report.write(folder, results, [page_module.Picture("gates", "What the gates do.", drawn)])
+    words = " ".join(page(folder).words)
+    assert "open gates, %" in words and "40.5 ± 0.7" in words and "What the gates do." in words
+    assert (folder / "gates.svg").read_text() == drawn and "gates over depth" in words
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else(folder):

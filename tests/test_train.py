@@ -163,6 +163,17 @@ def test_the_gradient_norm_does_not_see_frozen_layers():
     assert norms[0] ** 2 == pytest.approx(norms[1] ** 2 + norms[2] ** 2, rel=1e-4) and min(norms) > 0
 
 
+def test_the_gradient_norms_of_watched_layers_are_told_and_together_make_the_whole():
+    net = chain(conv1=Conv(4, 3), conv2=Conv(4, 3), fc3=Dense(3, act=None))
+    every = frozenset(start(net).params)
+    metrics = advance(start(net), 1, net, watch=every)[1]
+    parts = {name: float(metrics[f"grad_norm/{name}"]) for name in every}
+    assert all(part > 0 for part in parts.values())
+    assert np.sqrt(sum(part**2 for part in parts.values())) == pytest.approx(float(metrics["grad_norm"]), rel=1e-5)
+    with pytest.raises(CnnjaxError, match="unknown trained layer 'conv9'\nlegal: "):
+        advance(start(net), 1, net, watch=frozenset({"conv9"}))
+
+
 def test_training_with_frozen_layers_costs_what_training_the_others_alone_costs():
     """The compiled step's operations are those of the frozen layers at inference, and of a step on what they give."""
     net = chain(

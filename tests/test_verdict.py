@@ -89,3 +89,15 @@ def test_the_papers_own_contrast_stands_beside_ours():
 )
 def test_a_claim_can_be_read_as_a_formula(claim, formula):
     assert claim.formula == formula
+
+
+def test_a_claim_on_another_metric_is_judged_by_it():
+    """By its own numbers, without the errors' resolution and the paper's errors."""
+    deeper = Claim("b's gradient is larger", {"b": 1, "a": -1}, above=0, metric="log_gradient")
+    further = {"log_gradient": {"a": {0: 0.0, 1: 0.1, 2: 0.2}, "b": {0: 1.0, 1: 1.1, 2: 1.3}}}
+    papers = {"a": 3.0, "b": 2.0}
+    judged = verdict([WORSE, deeper], (2.0, 2.2, 1.9), further=further, published=papers, resolution=9)
+    of_error, of_gradient = judged["claims"]
+    assert of_error["published"] == -1.0 and of_gradient["published"] is None
+    assert of_gradient["verdict"] == "holds" and of_gradient["mean"] == pytest.approx(1.1 / 3 + 2 / 3)
+    assert of_gradient["formula"] == "log_gradient: b − a > 0"

@@ -70,6 +70,8 @@ class Plan:
     """Parts into which each batch is divided to save memory: see `train_step`."""
     remat: frozenset[str] = frozenset()
     """Layers that are computed again for the gradient to save memory: see `train_step`."""
+    watch: frozenset[str] = frozenset()
+    """Layers whose gradients' norms are logged too: see `train_step`."""
     launch: Launch = ALL
     """The devices, which make no difference to the numbers."""
     workers: int = 0
@@ -183,6 +185,7 @@ def _fit(
         "ema_decay": plan.ema_decay or 0.0,
         "accumulate": plan.accumulate,
         "remat": plan.remat,
+        "watch": plan.watch,
     }
     settings = [_settings(net, loss, data, plan, prepare, journal) for journal in journals]
     kept = {"frozen": plan.frozen, "average": plan.ema_decay is not None}
@@ -316,6 +319,7 @@ def _settings(net: Any, loss: Loss, data: Dataset, plan: Plan, prepare: Prepare,
         "ema_decay": plan.ema_decay,
         **({} if plan.view is None else {"view": plan.view}),
         **({} if plan.accumulate == 1 else {"accumulate": plan.accumulate}),
+        **({} if not plan.watch else {"watch": plan.watch}),
         **({} if journal.factor is None else {"factor": journal.factor}),
     }
     return fingerprint.of(told)

@@ -32,7 +32,7 @@ from cnnjax.train.step import Batch, keys, train_step
 AXIS = "data"
 CHUNK = 100
 """Steps in one compiled loop, at most: a run that is asked to stop finishes them."""
-STATIC = ("frozen", "augment", "policy", "ema_decay", "accumulate", "remat")
+STATIC = ("frozen", "augment", "policy", "ema_decay", "accumulate", "remat", "watch")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cnnjax.errors import CnnjaxError
+from cnnjax.errors import CnnjaxError, unknown
 from cnnjax.models.chain import Output
 from cnnjax.train.losses import Loss
 from cnnjax.train.state import Layers, State, Tree, merge, split
@@ -65,6 +65,7 @@ def train_step(
     ema_decay: float = 0.999,
     accumulate: int = 1,
     remat: frozenset[str] = frozenset(),
+    watch: frozenset[str] = frozenset(),
 ) -> tuple[State, dict[str, jax.Array]]:
     """One update: `(state, batch) -> (state, metrics)`, its randomness drawn from `key` and `state.step` alone.
 
@@ -82,7 +83,8 @@ def train_step(
     `remat`: layers to compute again for the gradient instead of keeping what is inside them.
 
     `metrics`: float32 scalars of this batch before the update: `loss` (with auxiliary heads), `error` (per cent; of
-    soft labels, against the likeliest class), and `grad_norm` (over the trained layers).
+    soft labels, against the likeliest class), `grad_norm` (over the trained layers), and `grad_norm/NAME` of each layer
+    that `watch` names.
     """
     augment_key, dropout_key = keys(key, state.step)
     if augment is not None:
@@ -119,6 +121,10 @@ def train_step(
     if axis_name is not None:
         grads, metrics, stats = jax.lax.pmean((grads, metrics, stats), axis_name)
     metrics["grad_norm"] = optax.tree.norm(grads)
+    for name in sorted(watch):
+        if name not in grads:
+            raise unknown("trained layer", name, grads)
+        metrics[f"grad_norm/{name}"] = optax.tree.norm(split(grads, frozenset({name}))[1])
 
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         updates, opt_state = tx.update(grads, state.opt_state, trained)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -136,6 +137,109 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
                 if count:
                     colour = "white" if shares[i, j] > 0.5 else "black"
                     axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color=colour)
+        return svg(figure)
+
+
+Points = Sequence[tuple[float, float, float | None]]  # x, mean, standard deviation
+
+
+def points(results: Mapping[str, Any], names: Mapping[Any, str], metric: str | None = None) -> Points:
+    """What `lines` draws of the variants that were run: their mean ± sd at the places that `names` gives them.
+
+    metric: which of the runs' numbers; None: the error that the table compares.
+    """
+    found = {row["variant"]: row for row in results["rows"]}
+    drawn = []
+    for place, row in ((place, found[name]) for place, name in names.items() if name in found):
+        values = [run[metric or results["metric"]] for run in row["seeds"].values()]
+        drawn.append((place, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None))
+    return drawn
+
+
+def lines(
+    series: Mapping[str, Points], *, x: str, y: str, ticks: Sequence[float] = (), log: str = "", title: str = ""
+) -> str:
+    """A line with error bars for each series, e.g. error over depth; a series without points is left out.
+
+    x, y: labels of the axes. ticks: places on the x axis; none: chosen. log: "x", "y" or "xy": axes with a logarithm.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for i, (label, points) in enumerate((label, points) for label, points in series.items() if points):
+            places, means, spreads = zip(*points, strict=True)
+            axes.errorbar(
+                places,
+                means,
+                [spread or 0 for spread in spreads],
+                color=COLOURS[i % len(COLOURS)],
+                linestyle=DASHES[i % len(DASHES)] if len(points) > 1 else "none",
+                marker="osD^vP*X"[i % 8],
+                capsize=3,
+                label=label,
+            )
+        if "y" in log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_formatter("{x:g}")
+        if "x" in log:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_formatter("{x:,g}")
+        if ticks:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
+        axes.set(xlabel=x, ylabel=y, title=title)
+        if len(axes.containers) > 1:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        return svg(figure)
+
+
+def heat(
+    panels: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    x: str,
+    y: str,
+    value: str,
+    limits: tuple[float, float],
+    rows: Sequence[str] = (),
+    extent: tuple[float, float] | None = None,
+) -> str:
+    """Matrices side by side, a grey for each number: lighter for less.
+
+    x, y, value: labels of the columns, the rows and the greys. rows: names of the rows. extent: what the first and the
+    last column stand for; None: their numbers.
+    """
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        height = 3.8 if not rows else 1.6 + 0.24 * len(rows)
+        figure = Figure(figsize=(8.5, height), layout="constrained")
+        every = figure.subplots(1, len(panels), sharey=bool(rows), squeeze=False)[0]
+        for axes, (title, matrix) in zip(every, panels.items(), strict=True):
+            values = np.asarray(matrix, float)
+            left, right = extent or (0.5, values.shape[1] + 0.5)
+            image = axes.imshow(
+                values,
+                cmap="Greys",
+                vmin=limits[0],
+                vmax=limits[1],
+                aspect="auto",
+                interpolation="nearest",
+                extent=(left, right, len(values) - 0.5, -0.5),
+            )
+            axes.set(title=title, xlabel=x)
+            if rows:
+                axes.set_yticks(range(len(rows)), rows)
+        every[0].set_ylabel(y)
+        figure.colorbar(image, ax=every, label=value, extend="both")
         return svg(figure)
 
 

@@ -11,10 +11,12 @@ Departures: Nothing was measured on a TPU; every time is an estimate. Images com
     sees; they are normalised on the device, and not augmented.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -194,8 +196,29 @@ def plan(model: str, recipe: str, where: pod.Slice, **how: Any) -> Record:
         "cycles": pod.cycles(text),
         "collectives": pod.collectives(text, where.chips),
         "compile_seconds": time.perf_counter() - begun,
-        "versions": {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu")},
+        "versions": versions(),
     }
+
+
+def apart(model: str, recipe: str, where: pod.Slice, **how: Any) -> Record:
+    """`plan` in a process of its own, for libtpu may take it down: {"fits": None, …} where it does."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_leave_accelerators_alone) as pool:
+        try:
+            return pool.submit(plan, model, recipe, where, **how).result()
+        except concurrent.futures.BrokenExecutor:
+            asked = {"model": model, "recipe": recipe, "topology": where.name, "chips": where.chips, **how}
+            return asked | {"fits": None, "memory": None, "versions": versions()}
+
+
+def _leave_accelerators_alone() -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # shapes are all that is made here: leave GPUs and TPUs alone
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
@@ -223,7 +246,8 @@ def tables(records: list[Record], found: list[Record]) -> dict[str, page.Table]:
         atleast = "" if record["fits"] or record["memory"] is None else "≥ "
         memory = [atleast + number(record["memory"], ".2f", pod.GIB), f"{chip.memory / pod.GIB:g}"]
         if not record["fits"]:
-            work.append([*names(record), *memory, "no", best(record), "–", "–", "–"])
+            no = "compiler crashed" if record["fits"] is None else "no"
+            work.append([*names(record), *memory, no, best(record), "–", "–", "–"])
             continue
         state = record["memory_parts"]["arguments"]
         work.append([
@@ -337,12 +361,11 @@ def key(record: Record) -> tuple:
 
 
 def main(options: Options) -> None:
-    import jax
     from rich.console import Console
 
     from cnnjax.models.catalog import entry
 
-    jax.config.update("jax_platforms", "cpu")  # shapes are all that is made here: leave GPUs and TPUs alone
+    _leave_accelerators_alone()
     wanted = [
         {"model": model, "recipe": recipe_of(model, options.recipe), "topology": topology,
          "batch": options.batch_per_chip, "precision": precision, "optimiser": optimiser}
@@ -360,20 +383,20 @@ def main(options: Options) -> None:
 
     def planned(ask: Record) -> Record:
         for record in kept["programs"]:
-            if key(record) == key(ask):
+            if key(record) == key(ask) and (record["fits"] is not None or record["versions"] == versions()):
                 return record
         with console.status(" ".join(map(str, key(ask)))):
             how = {name: ask[name] for name in ("batch", "precision", "optimiser")}
-            record = plan(ask["model"], ask["recipe"], pod.slice_named(ask["topology"]), **how)
+            record = apart(ask["model"], ask["recipe"], pod.slice_named(ask["topology"]), **how)
         if record["fits"]:
             record["estimates"] = pod.estimates(record)
-        kept["programs"].append(record)
+        kept["programs"] = [one for one in kept["programs"] if key(one) != key(record)] + [record]
         runfolder.write_json(path, kept)
         return record
 
     for ask in wanted:
-        planned(ask)
-        if options.search and all(key(one) != key({**ask, "batch": None}) for one in kept["largest"]):
+        can = planned(ask)["fits"] is not None
+        if can and options.search and all(key(one) != key({**ask, "batch": None}) for one in kept["largest"]):
             fits, refused = pod.largest(
                 lambda batch, ask=ask: planned({**ask, "batch": batch})["fits"], ask["batch"], options.search
             )

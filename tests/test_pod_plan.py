@@ -4,7 +4,9 @@ import collections
 import importlib.util
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -173,6 +175,20 @@ def test_nothing_is_estimated_from_nothing():
     assert pod.estimates({**RECORD, "cycles": 0, "optimal_seconds": 0.1})["images_per_second"] > 0
     text = pod_plan.markdown([{**RECORD, "cycles": 0}], [])
     assert "None" not in text and "nan" not in text
+
+
+def crash(*_, **__):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_compiler_that_crashes_takes_nothing_down_and_is_said_to_have(monkeypatch):
+    monkeypatch.setattr(pod_plan, "plan", crash)
+    monkeypatch.setattr(pod_plan, "versions", lambda: RECORD["versions"])
+    asked = {name: RECORD[name] for name in ("batch", "precision", "optimiser")}
+    record = pod_plan.apart("resnet50", "resnet", pod.slice_named("v5e:2x2"), **asked)
+    assert pod_plan.key(record) == pod_plan.key(RECORD) and record["fits"] is None
+    row = next(line for line in pod_plan.markdown([record], []).splitlines() if line.startswith("| resnet50"))
+    assert " – | 16 | compiler crashed | " in row and pod_plan.picture([record]) == ""
 
 
 def test_the_picture_has_every_program_that_fits():

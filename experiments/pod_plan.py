@@ -215,6 +215,7 @@ def _leave_accelerators_alone() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # shapes are all that is made here: leave GPUs and TPUs alone
+    jax.config.update("jax_enable_compilation_cache", False)  # a program that is found again has no analyses
 
 
 def versions() -> dict[str, str]:

@@ -128,11 +128,11 @@ def lowered(
     from cnnjax.data.images import Transform
     from cnnjax.models.catalog import entry
     from cnnjax.train.feed import Prepare
-    from cnnjax.train.parallel import STATIC, data_mesh, shardings
+    from cnnjax.train.parallel import data_mesh, one_step, shardings
     from cnnjax.train.recipe import transformation
     from cnnjax.train.recipes import RECIPES
     from cnnjax.train.state import create
-    from cnnjax.train.step import Policy, train_step
+    from cnnjax.train.step import Policy
 
     row, made = RECIPES[recipe], entry(model)
     net, tx = made.make(), transformation(row, 1000)
@@ -150,12 +150,9 @@ def lowered(
         "image": jax.ShapeDtypeStruct((images, *made.input), np.uint8, sharding=share),
         "label": jax.ShapeDtypeStruct((images,), np.int32, sharding=share),
     }
-    step = jax.jit(
-        train_step, static_argnums=(0, 1, 2), static_argnames=STATIC, donate_argnums=4, out_shardings=(places, whole)
-    )
     key, state = placed(jax.eval_shape(jax.random.key, 0), whole), jax.tree.map(placed, state, places)
-    return step.trace(
-        net, tx, row.loss, key, state, examples,
+    return one_step.trace(
+        net, tx, row.loss, key, state, examples, placed=(mesh, optimiser),
         augment=Prepare(Transform(mean=(0.5,), std=(0.5,))), policy=Policy(precision), ema_decay=row.ema_decay or 0.0,
     ).lower(lowering_platforms=("tpu",))  # fmt: skip
 

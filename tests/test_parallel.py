@@ -1,6 +1,7 @@
 """One step, however it is launched: the same numbers on one device, on eight, mapped, and in two processes."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from narrow import narrow
 from test_train import DATA, FRAME, LOSS, SMALL, Lazy, run
 
@@ -285,9 +287,9 @@ def test_rates_are_compared_and_the_one_that_diverges_harms_no_other(accelerator
 
 def test_seeds_that_follow_one_another_are_one_compiled_program():
     tx = optim.sgd(0.1)
-    before = parallel._one._cache_size()
+    before = parallel.one_step._cache_size()
     fit_many(SMALL, tx, LOSS, DATA, seeds=range(3), **MANY)
-    assert parallel._one._cache_size() == before + 1
+    assert parallel.one_step._cache_size() == before + 1
 
 
 # --- less memory
@@ -367,3 +369,29 @@ def test_fit_takes_both_and_says_what_changes_the_numbers(tmp_path):
     with pytest.raises(CnnjaxError, match="accumulate"):
         run(tmp_path, net=net, steps=20)
     run(tmp_path, net=net, steps=20, accumulate=4)  # without `remat`, which changes no number
+
+
+def test_a_sharded_optimiser_changes_nothing_before_the_update():
+    """Every device computes the gradients that it did, on its part of the batch, and keeps less."""
+    net, tx, mesh = cifar_resnet(8), optax.sgd(0.1, 0.9), parallel.data_mesh()
+    whole, shared = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+
+    def leaf(shape, dtype, sharding):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def compiled(optimiser) -> Any:
+        state = create.eval_shape(net, tx, jax.random.key(0), (16, 16, 3))
+        places = parallel.shardings(mesh, state, optimiser)
+        state = jax.tree.map(lambda x, place: leaf(x.shape, x.dtype, place), state, places)
+        batch = {"image": leaf((64, 16, 16, 3), "float32", shared), "label": leaf((64,), "int32", shared)}
+        key = leaf((), jax.random.key(0).dtype, whole)
+        return parallel.one_step.lower(net, tx, cross_entropy(), key, state, batch, placed=(mesh, optimiser)).compile()
+
+    replicated, sharded = compiled("replicated"), compiled("sharded")
+    flops = [program.cost_analysis()["flops"] for program in (replicated, sharded)]
+    assert flops[1] == pytest.approx(flops[0], rel=5e-3)
+    before, after = (program.memory_analysis() for program in (replicated, sharded))
+    assert after.temp_size_in_bytes < 1.01 * before.temp_size_in_bytes
+    assert after.argument_size_in_bytes < 0.7 * before.argument_size_in_bytes
+    leaves = len(jax.tree.leaves(create.eval_shape(net, tx, jax.random.key(0), (16, 16, 3)).params))
+    assert replicated.as_text().count(" all-gather(") == 0 < sharded.as_text().count(" all-gather(") <= leaves

@@ -401,10 +401,10 @@ def test_all_steps_seeds_and_resumptions_share_one_compilation(tmp_path):
 
 def test_resuming_compiles_no_second_step(tmp_path):
     tx = optax.adam(1e-3)
-    before = parallel._one._cache_size()
+    before = parallel.one_step._cache_size()
     for steps in (4, 8):
         run(tmp_path, tx=tx, steps=steps)
-    assert parallel._one._cache_size() == before + 1
+    assert parallel.one_step._cache_size() == before + 1
 
 
 def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path):

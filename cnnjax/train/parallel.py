@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -184,12 +185,28 @@ def advance(
     several = bool(key.ndim)
     if steps > 1 or several:
         return _scanned(net, tx, loss, key, state, batch, placed=placed, several=several, **how)
-    return _one(net, tx, loss, key, state, batch, placed=placed, **how)
+    return one_step(net, tx, loss, key, state, batch, placed=placed, **how)
 
 
 def _placed(placed: tuple[Mesh, str] | None, state: State) -> State:
     """`state` where it was before, which the compiler would otherwise be free to change."""
     return state if placed is None else jax.lax.with_sharding_constraint(state, shardings(placed[0], state, placed[1]))
+
+
+def _summed(placed: tuple[Mesh, str] | None, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` on gradients that every device has whole.
+
+    Else the compiler divides the gradients as the optimiser's state is, and with them the work of making them: every
+    device would need activations of the whole batch.
+    """
+    if placed is None:
+        return tx
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        grads = jax.lax.with_sharding_constraint(grads, NamedSharding(placed[0], P()))
+        return tx.update(grads, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def _only_step(batch: Batch) -> Batch:
@@ -198,8 +215,9 @@ def _only_step(batch: Batch) -> Batch:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=(*STATIC, "placed"), donate_argnums=4)
-def _one(net, tx, loss, key, state, batch, *, placed, **how):
-    state, metrics = train_step(net, tx, loss, key, state, _only_step(batch), **how)
+def one_step(net, tx, loss, key, state, batch, *, placed, **how):
+    """`train_step`, compiled. `placed`: (mesh, where the optimiser's state is, see `Launch`), None for one device."""
+    state, metrics = train_step(net, _summed(placed, tx), loss, key, state, _only_step(batch), **how)
     return _placed(placed, state), jax.tree.map(lambda leaf: leaf[None], metrics)
 
 
@@ -208,7 +226,7 @@ def _scanned(net, tx, loss, key, state, batch, *, placed, several, **how):
     resident = {name: value for name, value in batch.items() if name != "index"}
 
     def one(key, state, index):
-        return train_step(net, tx, loss, key, state, {**resident, "index": index}, **how)
+        return train_step(net, _summed(placed, tx), loss, key, state, {**resident, "index": index}, **how)
 
     def step(state, index):
         state, metrics = (jax.vmap(one) if several else one)(key, state, index)

@@ -202,9 +202,9 @@ def _summed(placed: tuple[Mesh, str] | None, tx: optax.GradientTransformation) -
     if placed is None:
         return tx
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        grads = jax.lax.with_sharding_constraint(grads, NamedSharding(placed[0], P()))
-        return tx.update(grads, state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates = jax.lax.with_sharding_constraint(updates, NamedSharding(placed[0], P()))
+        return tx.update(updates, state, params)
 
     return optax.GradientTransformation(tx.init, update)
 

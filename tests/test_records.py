@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import json
+import sys
 import threading
 import zipfile
 
@@ -17,6 +18,8 @@ from cnnjax.data.images import Transform
 from cnnjax.download import fetch
 from cnnjax.errors import CnnjaxError
 from cnnjax.models import lenet, resnet, surgery
+from cnnjax.models.chain import chain
+from cnnjax.models.layers import LRN, AvgPool, Conv, Dense, MaxPool, Norm
 from cnnjax.weights import convert, export, records, save
 from cnnjax.weights.ports import PORTS
 
@@ -273,6 +276,31 @@ def test_what_is_exported_runs_without_us_on_any_batch(net, shape, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
     want = net.apply(variables, (images / np.float32(255) - 0.5) / 0.25).logits
     np.testing.assert_allclose(written.call(images), want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("net", "shape"), [
+    (lenet.lenet5(), (32, 32, 1)),
+    (chain(conv1=Conv(4, 3), norm1=LRN(), pool1=MaxPool(3, stride=2, pad=1), conv2=Conv(4, 3, groups=2, norm=Norm()),
+           pool2=AvgPool(3, stride=2), fc=Dense(3, act=None)), (20, 17, 3)),
+], ids=["lenet", "every layer"])  # fmt: skip
+def test_what_is_exported_as_onnx_runs_in_its_runtime_on_any_batch(net, shape, tmp_path):
+    pytest.importorskip("jax2onnx", reason="pip install cnnjax[onnx] && pip install --no-deps jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install cnnjax[onnx]")
+    variables, transform = initial(net, shape), Transform(shape[:2], mean=(0.5,), std=(0.25,))
+    path = tmp_path / "net.onnx"
+    error = export.export_onnx(path, net, variables, image_shape=shape, transform=transform)
+    assert error <= export.LARGEST_ERROR
+    session = onnxruntime.InferenceSession(path)
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
+    want = net.apply(variables, (images / np.float32(255) - 0.5) / 0.25).logits
+    [have] = session.run(None, {session.get_inputs()[0].name: images})
+    np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(CnnjaxError, match="pip install --no-deps jax2onnx"):
+        export.export_onnx(tmp_path / "net.onnx", lenet.lenet5(), {}, image_shape=(32, 32, 1))
 
 
 def test_an_export_that_differs_is_not_left_behind(tmp_path, monkeypatch):

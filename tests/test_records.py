@@ -240,6 +240,14 @@ def test_what_is_saved_is_read_back_bit_for_bit(net, source, tmp_path, capsys):
         assert config["architecture"] == "resnet18" and config["pretrained_cfg"]["mean"] == [0.5, 0.4, 0.3]
 
 
+@pytest.mark.parametrize("name, refused", [
+    ("resnet50.timm.fb_ssl_yfcc100m_ft_in1k", True), ("vgg16.keras", False), ("vgg16.timm", False),
+])  # fmt: skip
+def test_only_weights_under_a_licence_that_forbids_it_are_no_good_for_trade(name, refused):
+    """Oxford's first release was for research only; what is loaded is a later one, under CC-BY."""
+    assert records.RECORDS[name].restricted == refused
+
+
 def test_what_should_not_be_saved_is_not(tmp_path):
     net = lenet.lenet5()
     variables = initial(net, (32, 32, 1))

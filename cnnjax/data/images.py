@@ -99,8 +99,8 @@ def decode(
     """Decode a JPEG, PNG, GIF (first frame), BMP, WebP, TIFF or PPM: uint8 [height, width, channels], RGB or luma.
 
     The size is read from the header first, and more than `max_pixels` are refused before a pixel is decoded. EXIF
-    rotation is honoured, 16 bits are scaled to 8, and what is transparent shows white. `name` stands for the image in
-    messages.
+    rotation is honoured, CMYK becomes RGB, 16 bits are scaled to 8, and what is transparent shows white. `name` stands
+    for the image in messages.
 
     Raises: CnnjaxError, with the name of the image, whatever is wrong with it.
     """

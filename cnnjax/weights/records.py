@@ -45,7 +45,7 @@ class Record:
     @property
     def restricted(self) -> bool:
         """Whether the licence forbids commercial use."""
-        return "NC" in self.licence or "non-commercial" in self.licence
+        return "-NC" in self.licence
 
 
 # What a source's network does otherwise than the paper, by (source, architecture) as "source/architecture".

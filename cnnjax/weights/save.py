@@ -65,6 +65,7 @@ def save(
         "source": source,
         "architecture": architecture,
         "classes": classes,
+        "names": list(names),
         "image_shape": image_shape,
         "transform": dataclasses.asdict(transform),
         "data": data,

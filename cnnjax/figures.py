@@ -5,7 +5,10 @@ import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from cnnjax.train import metrics
 
 # Okabe & Ito's palette without its yellow, which is too light for a line on white; dashes tell colours apart in print.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
@@ -112,6 +115,63 @@ def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence
         return svg(figure)
 
 
+def learning(panels: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]], *, key: str = "error") -> str:
+    """Training (dashed) and test (solid) curves over the epochs, means over the seeds; "" where nothing was trained.
+
+    panels: title -> name of a line -> for each seed the rows of its `metrics.jsonl`. key: what of the rows is drawn.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(len(panels), 2 if len(panels) < 5 else 3 if len(panels) < 7 else 4)
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    height = -(-len(panels) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 0.7 + 2.3 * height), layout="constrained")
+        grid = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
+        middles = []
+        for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
+            for name, seeds in panel.items():
+                for kind, dash in {"train": "--", "test": "-"}.items():
+                    epochs, values = means(seeds, kind, key)
+                    middles += values[len(values) // 4 :]
+                    style = dash if len(epochs) > 1 else "o"
+                    axes.plot(epochs, values, style, color=COLOURS[names.index(name) % len(COLOURS)], lw=1.3)
+            axes.set_title(title, fontsize=10)
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=axes.get_xlim()[1] > 4))
+        if not middles:
+            return ""
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        grid[0, 0].set_ylim(0, 1.1 * max(middles) or None)
+        figure.supxlabel("epoch", fontsize=10)
+        figure.supylabel(f"{key}, %" if key == "error" else key, fontsize=10)
+        for i, name in enumerate(names if len(names) > len(panels) else ()):  # else the titles say it
+            grid[0, 0].plot([], [], color=COLOURS[i % len(COLOURS)], label=name)
+        for kind, dash in {"training": "--", "test": "-"}.items():
+            grid[0, 0].plot([], [], dash, color="#777777", label=kind)
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)
+        return svg(figure)
+
+
+def means(seeds: Sequence[Sequence[Mapping[str, Any]]], kind: str, key: str) -> tuple[list[float], list[float]]:
+    """Epochs, and the mean over the seeds there of one number of the rows of their `metrics.jsonl`."""
+    points: dict[float, list[float]] = {}
+    for row in (row for rows in seeds for row in rows if kind in row and key in row[kind]):
+        points.setdefault(row["epoch"], []).append(row[kind][key])
+    return sorted(points), [math.fsum(points[epoch]) / len(points[epoch]) for epoch in sorted(points)]
+
+
+def histories(folder: Path, results: Mapping[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
+    """variant -> for each seed the rows of its `metrics.jsonl`, of the run in `folder`."""
+    return {
+        row["variant"]: [metrics.read(folder / row["variant"] / f"seed-{k}" / "metrics.jsonl") for k in row["seeds"]]
+        for row in results["rows"]
+    }
+
+
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """A square for each pair of classes (row: what it is, column: what it is taken for): darker for more of the row.
 
@@ -143,17 +203,22 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
 Points = Sequence[tuple[float, float, float | None]]  # x, mean, standard deviation
 
 
+def point(x: float, values: Sequence[float]) -> tuple[float, float, float | None]:
+    """A point of `lines`: mean and standard deviation of some values, the latter of two or more."""
+    return x, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
 def points(results: Mapping[str, Any], names: Mapping[Any, str], metric: str | None = None) -> Points:
-    """What `lines` draws of the variants that were run: their mean ± sd at the places that `names` gives them.
+    """What `lines` draws of the variants that were run, each at the place that `names` gives it.
 
     metric: which of the runs' numbers; None: the error that the table compares.
     """
-    found = {row["variant"]: row for row in results["rows"]}
-    drawn = []
-    for place, row in ((place, found[name]) for place, name in names.items() if name in found):
-        values = [run[metric or results["metric"]] for run in row["seeds"].values()]
-        drawn.append((place, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None))
-    return drawn
+    found = {row["variant"]: row["seeds"].values() for row in results["rows"]}
+    return [
+        point(place, [run[metric or results["metric"]] for run in found[name]])
+        for place, name in names.items()
+        if name in found
+    ]
 
 
 def lines(

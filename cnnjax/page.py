@@ -14,6 +14,17 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+class Link(str):
+    """A cell that leads to another page, `target`, by its path from this one."""
+
+    target: str
+
+    def __new__(cls, text: str, target: str) -> "Link":
+        link = super().__new__(cls, text)
+        link.target = target
+        return link
+
+
 def pairs(values: Mapping[str, Any]) -> Table:
     """Names and what they stand for, without headings."""
 
@@ -53,7 +64,7 @@ def write(folder: Path, page: Page) -> None:
     for _, blocks in page.sections:
         for picture in (block for block in blocks if isinstance(block, Picture)):
             (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
-    (folder / "report.md").write_text(_markdown(page), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(page), encoding="utf-8")
     (folder / "report.html").write_text(_html(page), encoding="utf-8")
 
 
@@ -71,14 +82,19 @@ def grid(table: Table, title: str | None = None):
     return result
 
 
-def _markdown(page: Page) -> str:
+def markdown(page: Page) -> str:
+    """The page as Markdown; pictures lie beside it."""
+
+    def cell(content: str) -> str:
+        return f"[{content}]({content.target})" if isinstance(content, Link) else content
+
     def block(content: str | Table | Picture) -> str:
         if isinstance(content, Picture):
             return f"![{content.caption}]({content.name}.svg)\n\n{content.caption}"
         if isinstance(content, str):
             return content
         lines = [content.headings, ["---"] * len(content.headings), *content.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
 
     parts = [f"# {page.title}"]
     if page.lead:
@@ -94,8 +110,12 @@ def _html(page: Page) -> str:
         numeric = [all(re.fullmatch(r"[−+]?[\d.,]+( ± [\d.]+)?†?( ✗)?|–", cell.strip()) for cell in c) for c in columns]
         kinds = [' class="number"' if number else "" for number in numeric]
 
+        def inside(cell: str) -> str:
+            said = html.escape(cell)
+            return f'<a href="{html.escape(cell.target)}">{said}</a>' if isinstance(cell, Link) else said
+
         def row(cells: Sequence[str], tag: str) -> str:
-            parts = [f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)]
+            parts = [f"<{tag}{kind}>{inside(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)]
             return f"<tr>{''.join(parts)}</tr>\n"
 
         head = f"<thead>\n{row(content.headings, 'th')}</thead>\n" if any(content.headings) else ""

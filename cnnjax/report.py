@@ -19,7 +19,7 @@ def show(results: Results) -> None:
     """Prints the table and the verdict, if there is one."""
     from rich.console import Console
 
-    judged, grid = results["verdict"], page.grid(_comparison(results))
+    judged, grid = results["verdict"], page.grid(comparison(results))
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"\n{results['about']['title']}\n")
     needed = sum((column.min_width or 0) + 2 for column in grid.columns)
@@ -62,12 +62,12 @@ def _sections(results: Results, pictures: Sequence[Picture]) -> list[Section]:
         "of which compiling, s": "compile_seconds",
         "peak memory, MB": "peak_memory_mb",
     }
-    first: list[Section] = [("Results", [_comparison(results), *pictures])]
+    first: list[Section] = [("Results", [comparison(results), *pictures])]
     if results["verdict"]:
         first = [
             ("Claim", [about["claim"], f"Source: {about['source']}"]),
-            ("Paper and this run", [_comparison(results), f"paper: {results['published_as']}", *pictures]),
-            ("Verdict", [_claims(results), _HOW_JUDGED]),
+            ("Paper and this run", [comparison(results), f"paper: {results['published_as']}", *pictures]),
+            ("Verdict", [claims(results), _HOW_JUDGED]),
         ]
     return [
         *first,
@@ -103,7 +103,8 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.3g}" + ("" if sd is None else f" ± {sd:.1g}")
 
 
-def _comparison(results: Results) -> Table:
+def comparison(results: Results) -> Table:
+    """A row a variant: its columns, mean ± sd of the error, the paper's, and of the further metrics."""
     rows, papers = results["rows"], ["paper, %"] if results["verdict"] else []
     measured = results.get("measured", {})
     further = list(dict.fromkeys(name for row in rows for name in row["columns"]))
@@ -122,7 +123,8 @@ def _comparison(results: Results) -> Table:
     )
 
 
-def _claims(results: Results) -> Table:
+def claims(results: Results) -> Table:
+    """A row a claim: what it is, what was measured, and whether it holds."""
     return Table(
         ["claim", "as a formula", "measured", "n", "paper", "verdict"],
         [

@@ -88,7 +88,6 @@ class Options:
 
 def _work(pipe: Connection, peer: str, path: Path, cpu_clock: bool) -> None:
     """Builds the peer, says what it computes; then does as many calls as it is told, and says how long they took."""
-    machine.keep_pages()  # for every peer: PyTorch gains by it too
     if cpu_clock and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     try:

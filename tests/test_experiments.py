@@ -16,11 +16,49 @@ import pytest
 
 from cnnjax import options
 from cnnjax.experiment import main
-from experiments import alexnet_layers, evaluate, lenet_mnist, lr_find, train
+from experiments import (
+    activations,
+    alexnet_layers,
+    bottleneck,
+    classify,
+    densenet_growth,
+    dropout_and_augmentation,
+    ensembles,
+    evaluate,
+    filters,
+    googlenet_aux,
+    highway_depth,
+    inception_ladder,
+    lenet_mnist,
+    lenet_traffic_signs,
+    locality,
+    lr_find,
+    mnist_table,
+    optimizers,
+    pooling,
+    residual_lesions,
+    resnet_depth,
+    resnet_shortcuts,
+    train,
+    vanishing_gradients,
+    vgg_depth,
+    zfnet_table3,
+)
+from experiments import all as everything
 from experiments.__main__ import titles
 
-EXPERIMENTS = {module.EXPERIMENT.name: module for module in (alexnet_layers, lenet_mnist)}
-DOORS = {module.__name__.rpartition(".")[2]: module for module in (train, evaluate, lr_find)}  # they claim nothing
+EXPERIMENTS = {
+    module.EXPERIMENT.name: module
+    for module in (
+        activations, alexnet_layers, bottleneck, densenet_growth, dropout_and_augmentation, ensembles, filters,
+        googlenet_aux, highway_depth, inception_ladder, lenet_mnist, lenet_traffic_signs, locality, mnist_table,
+        optimizers, pooling, residual_lesions, resnet_depth, resnet_shortcuts, vanishing_gradients, vgg_depth,
+        zfnet_table3,
+    )
+}  # fmt: skip
+DOORS = {
+    module.__name__.rpartition(".")[2]: module for module in (train, evaluate, lr_find, classify, everything)
+}  # they claim nothing
 COMMANDS = {
     **{name: type(module.EXPERIMENT.scales["lab"]) for name, module in EXPERIMENTS.items()},
     **{name: module.Settings for name, module in DOORS.items()},
@@ -92,7 +130,7 @@ def test_a_door_says_what_it_does_and_how_it_is_called(name):
 def test_help_explains_every_option(name):
     settings = COMMANDS[name]
     docs = field_docs(settings)
-    assert set(docs) == {field.name for field in dataclasses.fields(settings)} >= {"data", "workdir", "config", "fresh"}
+    assert set(docs) == {field.name for field in dataclasses.fields(settings)} >= {"workdir", "config", "fresh"}
     said = python("-m", f"experiments.{name}", "--help")
     words = " ".join(re.sub("[│╭╮╰╯]", " ", said.stdout).split())
     assert said.returncode == 0 and said.stderr == ""

@@ -169,6 +169,20 @@ class Photometric(PerImage):
         return image
 
 
+@dataclasses.dataclass(frozen=True)
+class StandardiseEach(Fixed):
+    """Every image of mean 0 and standard deviation 1, whatever the light that it was taken in: float32.
+
+    The last of the steps: the scale of the `Transform` is 255 then, its mean 0 and its std 1. As TensorFlow's
+    `per_image_standardization`, but that a flat image is divided by one level of 255.
+    """
+
+    def all(self, images: jax.Array) -> jax.Array:
+        pixels = images.astype(jnp.float32)
+        pixels = pixels - pixels.mean((1, 2, 3), keepdims=True)
+        return pixels / jnp.maximum(pixels.std((1, 2, 3), keepdims=True), 1)
+
+
 # --- histograms
 
 

@@ -279,7 +279,8 @@ def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any
     """Every variant with every seed."""
     data = config.load()
     variants, only = experiment.variants(config, data), _only(config)
-    variants = {name: variants[name] for name in experiment.published or variants if not only or name in only}
+    rows = [name for name in experiment.published or variants if name in variants]
+    variants = {name: variants[name] for name in rows if not only or name in only}
     for variant in variants.values():
         variant.check(data)
     runfolder.write_json(folder / "config.json", record)  # only now: what cannot be run leaves no run behind

@@ -283,6 +283,7 @@ def heat(
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         height = 3.8 if not rows else 1.6 + 0.24 * len(rows)
@@ -298,11 +299,16 @@ def heat(
                 vmax=limits[1],
                 aspect="auto",
                 interpolation="nearest",
-                extent=(left, right, len(values) - 0.5, -0.5),
+                extent=(left, right, len(values) + 0.5, 0.5),
             )
             axes.set(title=title, xlabel=x)
+            if extent:
+                middle = (left + right) / 2
+                axes.set_xticks([left, middle, right], [f"{place:g}" for place in (left, middle, right)])
             if rows:
-                axes.set_yticks(range(len(rows)), rows)
+                axes.set_yticks(range(1, 1 + len(rows)), rows)
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         every[0].set_ylabel(y)
         figure.colorbar(image, ax=every, label=value, extend="both")
         return svg(figure)

@@ -39,6 +39,7 @@ from experiments import (
     residual_lesions,
     resnet_depth,
     resnet_shortcuts,
+    time_to_accuracy,
     train,
     vanishing_gradients,
     vgg_depth,
@@ -52,8 +53,8 @@ EXPERIMENTS = {
     for module in (
         activations, alexnet_layers, bottleneck, densenet_growth, dropout_and_augmentation, ensembles, filters,
         googlenet_aux, highway_depth, inception_ladder, lenet_mnist, lenet_traffic_signs, locality, mnist_table,
-        optimizers, pooling, residual_lesions, resnet_depth, resnet_shortcuts, vanishing_gradients, vgg_depth,
-        zfnet_table3,
+        optimizers, pooling, residual_lesions, resnet_depth, resnet_shortcuts, time_to_accuracy, vanishing_gradients,
+        vgg_depth, zfnet_table3,
     )
 }  # fmt: skip
 DOORS = {
@@ -67,9 +68,13 @@ every_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
 every_command = pytest.mark.parametrize("name", COMMANDS)
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess:
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **environment},
     )
 
 
@@ -148,17 +153,19 @@ def test_help_answers_within_three_seconds(name):
         python("-m", f"experiments.{name}", "--help")
         return time.perf_counter() - begun
 
-    assert min(seconds() for _ in range(5)) < 3
+    assert any(seconds() < 3 for _ in range(5))
 
 
 @pytest.mark.long
 @every_experiment
 def test_an_experiment_runs_at_the_smoke_scale(name, tmp_path):
-    said = python("-m", f"experiments.{name}", "--scale", "smoke", "--workdir", str(tmp_path / "run"))
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # most of the time goes into compiling
+    said = python("-m", f"experiments.{name}", "--scale", "smoke", "--workdir", str(tmp_path / "run"), **quick)
     assert said.returncode == 0 and said.stderr == "", said.stderr
     experiment = EXPERIMENTS[name].EXPERIMENT
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert [row["variant"] for row in results["rows"]] == list(experiment.published)
+    shown = [row["variant"] for row in results["rows"]]
+    assert experiment.reference in shown and shown == [name for name in experiment.published if name in shown]
     for row in results["rows"]:
         assert re.search(
             rf"^{re.escape(row['variant'])} .*{row['mean']:.2f} ± {row['sd']:.2f}", said.stdout, re.MULTILINE

@@ -1,0 +1,148 @@
+"""Traffic signs: what dropout, distorted pictures and equalised histograms are worth to LeNet.
+
+Claim: A LeNet that is trained with dropout, on pictures that are turned and blurred at random and whose histograms are
+    equalised, recognises at least 94 of 100 German traffic signs that it has not seen; the lecture's recognised 96.8.
+Source: The lecture on LeNet, traffic signs: 20 epochs, batches of 128, Adam with 0.001, keep-prob 0.7; accuracy 0.968
+    in validation and 0.955 on the test set. The error of the former stands in the table.
+Command: python -m experiments.lenet_traffic_signs --data npz:gtsrb.npz
+Cost: smoke: a minute on 2 CPU cores. lab: 20 minutes there. paper: three times that.
+Expected: lab: 13 % validation error without any of the devices, with every third picture of the training set; less
+    than half of that with all of them.
+Departures: The lecture does not say how its validation signs were chosen. The pictures of one sign, a "track", are
+    nearly alike, so here whole tracks are set aside, a fifth of every class; by single pictures the error would be
+    flattered. Every picture is brought to mean 0 and variance 1, distortion takes a large part of it too, pools take
+    the maximum, and the learning rate falls to 0 on half a cosine. The lab scale has 40 epochs, for it is meant for a
+    part of the pictures. The smoke scale sees handwritten digits. The archive holds image uint8 [N, 32, 32, 3],
+    label [N] in the order of the German Traffic Sign Recognition Benchmark, and track [N], equal where pictures show
+    the same sign.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from cnnjax import figures
+from cnnjax.data.augment import Compose, RandomResizedCrop, fixed
+from cnnjax.data.colour import Equalise, StandardiseEach
+from cnnjax.data.images import Transform, conform, decode
+from cnnjax.data.splits import Dataset
+from cnnjax.data.warps import Blur, Rotate
+from cnnjax.experiment import Experiment, Variant, adam_recipe, command, configuration, run, scores, trained
+from cnnjax.models.layers import MaxPool
+from cnnjax.models.lenet import lenet5
+from cnnjax.models.surgery import replace
+from cnnjax.options import Config
+from cnnjax.page import Picture
+from cnnjax.train.evaluate import Member, predict, score
+from cnnjax.train.feed import Prepare
+from cnnjax.train.recipe import preparation
+from cnnjax.train.state import variables
+from cnnjax.verdict import Claim
+
+DEVICES = ("distortion", "equalisation", "dropout")
+REMOVED = {"lenet": (), **{f"no-{device}": (device,) for device in DEVICES}, "none-of-them": DEVICES}
+CLAIMS = (
+    Claim("at least 94 of 100 signs are recognised", {"lenet": 1}, below=6),
+    Claim("without the three devices it is worse", {"none-of-them": 1, "lenet": -1}, above=0),
+)
+SIGNS = """20 km/h, 30 km/h, 50 km/h, 60 km/h, 70 km/h, 80 km/h, end of 80 km/h, 100 km/h, 120 km/h, no overtaking,
+no overtaking by lorries, right of way at the crossing, priority road, give way, stop, no vehicles, no lorries,
+no entry, danger, bend to the left, bend to the right, double bend, uneven road, slippery road, road narrows,
+road works, traffic lights, pedestrians, children, bicycles, snow, wild animals, end of restrictions, turn right,
+turn left, straight on, straight on or right, straight on or left, keep right, keep left, roundabout,
+end of no overtaking, end of no overtaking by lorries""".replace("\n", " ").split(", ")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Config):
+    """The options of the traffic signs."""
+
+    image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE")] = ()
+    """Say which five signs the trained network most likely sees in this picture; may be given several times."""
+
+    def record(self) -> dict[str, Any]:
+        return {name: value for name, value in super().record().items() if name != "image"}
+
+
+LAB = Settings(
+    scale="lab", data="npz:gtsrb.npz", seeds=3, size=32, channels=1, epochs=40, batch=128, learning_rate=1e-3, bar=8
+)
+SMOKE = dataclasses.replace(LAB, scale="smoke", data="mnist5k", seeds=2, epochs=0.5)
+SCALES = {"smoke": SMOKE, "lab": LAB, "paper": dataclasses.replace(LAB, scale="paper", seeds=5, epochs=20)}
+
+
+def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
+    height, width = data.train.image.shape[1:3]
+    parts = RandomResizedCrop((height, width), area=(0.75, 1.0), aspect=(0.9, 1.1))
+
+    def variant(*removed: str) -> Variant:
+        pool = MaxPool(2, stride=2)
+        net = replace(lenet5(len(data.classes), act="relu"), S2=pool, S4=pool)
+        if "dropout" not in removed:
+            net = replace(net, C5=net["C5"].clone(dropout=0.3), F6=net["F6"].clone(dropout=0.3))
+        steps = [] if "distortion" in removed else [parts, Rotate(10.0), Blur((0.1, 0.6))]
+        steps += [] if "equalisation" in removed else [Equalise()]
+        prepare = Prepare(Transform(scale=255), Compose((*steps, StandardiseEach())))
+        return Variant(net=net, recipe=dataclasses.replace(adam_recipe(config, data), prepare=prepare), measure=measure)
+
+    return {name: variant(*removed) for name, removed in REMOVED.items()}
+
+
+def member(variant: Variant, data: Dataset, seed: int, folder: Path, on_log) -> tuple[dict[str, Any], Member]:
+    """The scores of the network that is trained in `folder`, and the network as it looks at pictures."""
+    done, prepare = trained(variant, data, {seed: folder}, on_log)[seed], preparation(variant.recipe, data)
+    looks = Prepare(prepare.transform, fixed(prepare.augment))
+    return scores(done), Member(variant.net, variables(done.state), looks)
+
+
+def measure(variant: Variant, data: Dataset, seed: int, folder: Path, on_log) -> dict[str, Any]:
+    found, network = member(variant, data, seed, folder, on_log)
+    return {**found, "confusion": score([network], data.test, batch=256).confusion.tolist()}
+
+
+def pictures(folder: Path, results: Mapping[str, Any]) -> Sequence[Picture]:
+    row = results["rows"][0]
+    counts = np.sum([one["confusion"] for one in row["seeds"].values()], axis=0)
+    caption = (
+        f"{row['variant']}, all seeds together. Row: what it is. Column: what it is taken for. Darker: more of the row."
+    )
+    return [Picture("confusion", caption, figures.confusion(counts, [str(i) for i in range(len(counts))]))]
+
+
+def recognise(config: Settings) -> None:
+    """Prints what the first seed's network, trained before, takes the pictures for."""
+    size = (config.size or 32, config.size or 32)
+    given = [conform(Transform(size), decode(path, channels=config.channels or 1)) for path in config.image]
+    data, folder = config.load(), config.folder("lenet_traffic_signs")
+    names = SIGNS if len(data.classes) == len(SIGNS) else data.classes
+    variant, place = variants(config, data)["lenet"], folder / "lenet" / f"seed-{config.seed}"
+    _, network = member(variant, data, config.seed, place, lambda row: None)
+    for path, log_p in zip(config.image, np.asarray(predict([network], jnp.asarray(given))), strict=True):
+        best = np.argsort(-log_p)[:5]
+        print(f"{path}: " + ", ".join(f"{names[i]} ({100 * np.exp(log_p[i]):.1f} %)" for i in best))
+
+
+EXPERIMENT = Experiment(
+    name="lenet_traffic_signs",
+    doc=__doc__,
+    scales=SCALES,
+    variants=variants,
+    published={**dict.fromkeys(REMOVED), "lenet": 3.2},  # 1 - 0.968
+    published_as="validation error of the lecture's network on the German Traffic Sign Recognition Benchmark",
+    reference="lenet",
+    claims=CLAIMS,
+    pictures=pictures,
+)
+
+if __name__ == "__main__":
+    with command():
+        asked = configuration(EXPERIMENT, sys.argv[1:])
+        run(EXPERIMENT, asked)
+        if asked.image:
+            recognise(asked)

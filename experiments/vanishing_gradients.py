@@ -1,0 +1,150 @@
+"""Where the gradient goes: its norm in every layer, at the start and in training, of six kinds of deep networks.
+
+Claim: In a plain network of sigmoids the gradient vanishes from layer to layer, and the network does not learn; batch
+    normalisation, shortcuts, gates, dense connections and auxiliary heads each bring it to the first layers.
+Source: The lectures on deep networks; He et al. 2015, "Deep residual learning for image recognition"
+    (arXiv:1512.03385), section 4.1, finds healthy gradients in plain networks with batch normalisation: those degrade
+    for another reason. No numbers are printed.
+Command: python -m experiments.vanishing_gradients
+Cost: smoke: 2 minutes on 2 CPU cores. lab: 10 minutes there. paper: an hour.
+Expected: lab: the plain sigmoids' gradient falls by 30 powers of ten and more over 100 layers, and of 30 layers they
+    learn nothing; with ReLU and He's weights it does not fall.
+Departures: Fully connected layers behind two convolutions, so that images are read well. The layers of a network are
+    alike, and loop in one compiled program. Auxiliary heads follow each third of the layers but the last. A residual
+    layer is x + W act(x) / √depth, a dense one appends 8 units. Weights are He's for ReLU and Glorot's for the others.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cnnjax import figures
+from cnnjax.analysis.gradients import gradient_norms, initial_gradient_norms
+from cnnjax.data.images import normalise
+from cnnjax.data.splits import Dataset
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, scores, trained
+from cnnjax.models.chain import Chain
+from cnnjax.models.deep import KINDS, deep
+from cnnjax.options import Config
+from cnnjax.page import Picture
+from cnnjax.train import metrics
+from cnnjax.train.recipe import CROSS_ENTROPY
+from cnnjax.train.state import variables
+from cnnjax.verdict import Claim
+
+ACTS = ("sigmoid", "tanh", "relu")
+CURES = {"bn": "batch normalisation", "residual": "shortcuts", "highway": "gates", "dense": "dense connections",
+         "aux": "auxiliary heads"}  # fmt: skip
+CLAIMS = (
+    Claim("over the deepest plain sigmoids the gradient falls a millionfold", {"plain-sigmoid": 1}, below=-6,
+          metric="decades"),
+    Claim("plain sigmoids do not learn", {"plain-sigmoid": 1}, above=50),
+    Claim("shortcuts let them learn", {"residual-sigmoid": 1}, below=10),
+    *(Claim(f"with {words} a thousand times more gradient reaches the first layer",
+            {f"{kind}-sigmoid": 1, "plain-sigmoid": -1}, above=3, metric="decades") for kind, words in CURES.items()),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Config):
+    """The options of networks that pass gradients on."""
+
+    deepest: int = 100
+    """Layers of the deepest networks, whose gradients are taken at the start; less deep ones have 8, 20 and 50."""
+    depth: int = 30
+    """Layers of the networks that are trained."""
+    width: int = 32
+    """Units of a layer."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least(deepest=3, depth=3, width=1)
+
+
+LAB = Settings(scale="lab", seeds=3, epochs=10, batch=128, learning_rate=2e-3, bar=4)
+SMOKE = dataclasses.replace(LAB, scale="smoke", seeds=2, deepest=6, depth=6, width=8, epochs=0.2)
+SCALES = {"smoke": SMOKE, "lab": LAB, "paper": dataclasses.replace(LAB, scale="paper", data="mnist", seeds=5)}
+
+
+def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
+    recipe, depths = adam_recipe(config, data), [*(d for d in (8, 20, 50) if d < config.deepest), config.deepest]
+    some = slice(None, None, max(1, len(data.train.label) // 128))
+    batch = normalise(recipe.prepare.transform, data.train.image[some]), data.train.label[some]
+
+    def variant(kind: str, act: str) -> Variant:
+        made = partial(deep, kind, classes=len(data.classes), width=config.width, act=act)
+        measure = partial(gradients, {depth: made(depth) for depth in depths}, batch)
+        return Variant(net=made(config.depth), recipe=recipe, how={"watch": frozenset({"fc1"})}, measure=measure)
+
+    few = config.scale == "smoke"  # enough to see that all of it runs
+    return {f"{kind}-{act}": variant(kind, act) for kind in KINDS for act in ACTS
+            if not few or act == "sigmoid" or (kind, act) == ("residual", "relu")}  # fmt: skip
+
+
+def hidden(norms: Mapping[str, jax.Array], net: Chain) -> np.ndarray:
+    """Those of the hidden layers in order, [layers]."""
+    names = [name for name in net.names if name.startswith(("stack", "dense"))]
+    return np.concatenate([np.atleast_1d(np.asarray(norms[name])) for name in names]).round(2)
+
+
+def gradients(nets: Mapping[int, Chain], batch, variant: Variant, data: Dataset, seed: int, folder: Path, on_log):
+    """The scores, the norms in the untrained networks of every depth and in the trained one, and how far they fall."""
+    done, key = trained(variant, data, {seed: folder}, on_log)[seed], jax.random.key(seed)
+    start = {d: hidden(initial_gradient_norms(net, CROSS_ENTROPY, key, *batch), net) for d, net in nets.items()}
+    after = hidden(gradient_norms(variant.net, CROSS_ENTROPY, variables(done.state), *batch), variant.net)
+    rise = start[max(start)]
+    return {
+        **scores(done),
+        "decades": float(rise[0] - rise[-1]),
+        "start": {depth: values.tolist() for depth, values in start.items()},
+        "trained": after.tolist(),
+    }
+
+
+def pictures(folder: Path, results: Mapping[str, Any]) -> Sequence[Picture]:
+    runs = {row["variant"]: list(row["seeds"].values()) for row in results["rows"]}
+
+    def spread(rows: Sequence[Sequence[float]]) -> np.ndarray:
+        """The mean over seeds, at 50 places."""
+        mean = np.mean(rows, axis=0)
+        return np.interp(np.linspace(0, 1, 50), np.linspace(0, 1, len(mean)), mean)
+
+    config, depths = results["config"], next(iter(runs.values()))[0]["start"]
+    panels = {f"{d} layers": [spread([run["start"][d] for run in each]) for each in runs.values()] for d in depths}
+    panels[f"{config['depth']}, trained"] = [spread([run["trained"] for run in each]) for each in runs.values()]
+    greys = figures.heat(panels, x="place", y="", value="log10 of the gradient's norm", limits=(-8, 1), rows=list(runs),
+                         extent=(0, 1))  # fmt: skip
+    drawn = [Picture("gradients", "The gradient in every layer, from the first (0) to the last (1), mean over seeds: "
+                     "before the first step and, right, after training. White: it has vanished.", greys)]  # fmt: skip
+    for act in ACTS:
+        files = {kind: folder / f"{kind}-{act}" / f"seed-{config['seed']}" / "metrics.jsonl" for kind in KINDS}
+        series = {
+            kind: [(row["epoch"], max(row["train"]["grad_norm/fc1"], 1e-12), None)
+                   for row in metrics.read(file) if "train" in row][::5]
+            for kind, file in files.items()
+        }  # fmt: skip
+        curves = figures.lines(series, x="epoch", y="gradient's norm in fc1", log="y") if any(series.values()) else ""
+        drawn.append(Picture(f"during-{act}", f"In training, {act}: the gradient's norm in fc1, first seed.", curves))
+    return drawn
+
+
+EXPERIMENT = Experiment(
+    name="vanishing_gradients",
+    doc=__doc__,
+    scales=SCALES,
+    variants=variants,
+    published=dict.fromkeys(f"{kind}-{act}" for kind in KINDS for act in ACTS),
+    published_as="none is printed",
+    reference="residual-relu",
+    claims=CLAIMS,
+    measured={"decades": "fall over the deepest, powers of ten"},
+    pictures=pictures,
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

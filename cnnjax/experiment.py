@@ -170,7 +170,8 @@ class Experiment:
 
     name: the file's. doc: its docstring. scales: scale -> settings. variants: (settings, images) -> rows.
     published: variant -> the paper's number, None where it has none, in the order of the table; published_as: what it
-    is. claims: what the verdict judges. reference: the variant that has to reach `Config.bar`. measured: further
+    is. smoke: the variants that show that all of it runs, where the others would only take time. claims: what the
+    verdict judges. reference: the variant that has to reach `Config.bar`. measured: further
     metrics of the runs that the table shows as mean ± sd, metric -> heading. pictures: (folder of the run, contents of
     `results.json`) -> what the report shows besides the comparison and the curves.
 
@@ -184,6 +185,7 @@ class Experiment:
     variants: Callable[[Any, Dataset], Mapping[str, Variant]]
     published: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     published_as: str = ""
+    smoke: Sequence[str] = ()
     reference: str | None = None
     claims: Sequence[verdict.Claim] = ()
     measured: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -279,8 +281,9 @@ def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any
     """Every variant with every seed."""
     data = config.load()
     variants, only = experiment.variants(config, data), _only(config)
-    rows = [name for name in experiment.published or variants if name in variants]
-    variants = {name: variants[name] for name in rows if not only or name in only}
+    if not only and isinstance(config, Config) and config.scale == "smoke":
+        only = tuple(experiment.smoke)
+    variants = {name: variants[name] for name in experiment.published or variants if not only or name in only}
     for variant in variants.values():
         variant.check(data)
     runfolder.write_json(folder / "config.json", record)  # only now: what cannot be run leaves no run behind

@@ -127,6 +127,7 @@ EXPERIMENT = Experiment(
     variants=variants,
     published=PUBLISHED,
     published_as="test error on CIFAR-10 with augmentation (Huang et al. 2017, Table 2; He et al. 2015, Table 6)",
+    smoke=("L100_k12", "bc_L100_k12", "resnet56"),
     reference="L100_k12",
     claims=CLAIMS,
     pictures=pictures,

@@ -139,6 +139,7 @@ EXPERIMENT = Experiment(
     variants=variants,
     published=dict.fromkeys([*(f"{kind}-{depth}" for kind in KINDS for depth in DEPTHS), *SWEPT]),
     published_as="the paper prints none",
+    smoke=("plain-10", "highway-10", "highway-50", "residual-10", "highway-50-bias-3"),
     reference="highway-10",
     claims=CLAIMS,
     measured={"gate": "mean transform gate"},

@@ -142,6 +142,7 @@ EXPERIMENT = Experiment(
     variants=variants,
     published=PUBLISHED,
     published_as="top-1 validation error on ImageNet 2012, one crop (the papers; all but v3's recalled)",
+    smoke=("naive", "v2", "v4"),
     reference="v2",
     claims=CLAIMS,
 )

@@ -111,6 +111,7 @@ EXPERIMENT = Experiment(
     variants=variants,
     published=dict.fromkeys(f"{what}-{kind}" for what in ("digits", "permuted", "letters", "sounds") for kind in KINDS),
     published_as="none is printed",
+    smoke=("digits-shared", "permuted-local", "letters-perceptron", "sounds-shared"),
     reference="digits-shared",
     claims=CLAIMS,
 )

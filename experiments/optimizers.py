@@ -140,6 +140,7 @@ EXPERIMENT = Experiment(
     variants=variants,
     published=dict.fromkeys(METHODS),
     published_as="none; the lectures print no errors",
+    smoke=("sgd", "adagrad", "adam"),
     reference="adam",
     claims=CLAIMS,
     measured={"worst_rate": "error at the worst rate, %"},

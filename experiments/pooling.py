@@ -139,6 +139,7 @@ EXPERIMENT = Experiment(
     variants=variants,
     published=PUBLISHED,
     published_as="test error on CIFAR-10 without augmentation, recalled (Springenberg et al. 2015, Table 3)",
+    smoke=("max", "strided", "none"),
     reference="max",
     claims=CLAIMS,
     measured={"changed": "changed by a shift of 1 pixel, %"},

@@ -140,6 +140,7 @@ EXPERIMENT = Experiment(
     variants=variants,
     published=dict.fromkeys(NETS),
     published_as="the papers show figures without numbers",
+    smoke=("resnet", "vgg", "highway"),
     reference="resnet",
     claims=CLAIMS,
     measured={"loss_of_one": "points lost with one block"},

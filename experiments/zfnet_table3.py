@@ -110,6 +110,7 @@ EXPERIMENT = Experiment(
     variants=variants,
     published={name: error for name, (*_, error) in TABLE.items()},
     published_as="top-5 validation error on ImageNet 2012 (Zeiler & Fergus 2014, Table 3)",
+    smoke=("alexnet-no-7", "zfnet", "zfnet-both"),
     reference="zfnet",
     claims=CLAIMS,
 )

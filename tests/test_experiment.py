@@ -125,6 +125,14 @@ def test_only_trains_the_variants_that_are_named(fake):
     assert fake.measured == [("b", 0)]
 
 
+def test_the_smoke_scale_is_content_with_some_variants(fake, monkeypatch):
+    content = dataclasses.replace(fake.experiment, smoke=("b",))
+    monkeypatch.setattr(Fake, "experiment", property(lambda self: content))
+    assert fake("--scale", "smoke") == 0 and fake.measured == [("b", 0)]
+    assert fake("--scale", "smoke", "--only", "a", "--fresh") == 0 and fake.measured[1:] == [("a", 0)]
+    assert fake("--seeds", 1) == 0 and fake.measured[2:] == [("a", 0), ("b", 0)]
+
+
 def test_another_configuration_needs_another_folder(fake, capsys, tmp_path):
     fake("--seeds", 1)
     assert fake("--seeds", 2) == 2

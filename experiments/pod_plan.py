@@ -401,6 +401,7 @@ def main(options: Options) -> None:
             kept["largest"].append({**ask, "batch": None, "fits": fits, "refused": refused})
             runfolder.write_json(path, kept)
     asked = {key(ask) for ask in wanted}
+    kept["programs"].sort(key=lambda one: (one["model"], one["topology"].partition(":")[0], one["chips"], *key(one)))
     svg = picture(kept["programs"])
     if svg:
         (options.out / "pod_plan.svg").write_text(svg, encoding="utf-8")

@@ -8,11 +8,25 @@ from pathlib import Path
 from cnnjax.errors import exit_with_error, unknown
 
 
+def files() -> dict[str, ast.Module]:
+    """Every command's name and what its file says, read without running it."""
+    paths = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
+    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
 def titles() -> dict[str, str]:
-    """Every experiment's name and the first line of its docstring, read without running it."""
-    files = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
-    docs = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
-    return {name: doc.partition("\n")[0] for name, doc in docs.items()}
+    """Every command's name and the first line of its docstring."""
+    return {name: (ast.get_docstring(file) or "").partition("\n")[0] for name, file in files().items()}
+
+
+def trainings(*, claiming: bool = False) -> list[str]:
+    """The names of those that the runner runs, or only of those that make a claim."""
+    return [
+        name
+        for name, file in files().items()
+        if any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXPERIMENT" for node in file.body)
+        and (not claiming or "\nClaim: " in (ast.get_docstring(file) or ""))
+    ]
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ Results: With --publish docs the rows of every finished experiment are written t
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from cnnjax.experiment import command
 from cnnjax.options import Options, parse
 from cnnjax.progress import progress
 from cnnjax.verdict import FAILS
+from experiments.__main__ import trainings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,7 @@ class Settings(Options):
 
 def claiming() -> list[str]:
     """The experiments that make a claim, by name; none is imported."""
-    docs = {p.stem: ast.get_docstring(ast.parse(p.read_text("utf-8"))) for p in Path(__file__).parent.glob("*.py")}
-    return sorted(name for name, doc in docs.items() if "\nClaim: " in (doc or ""))
+    return trainings(claiming=True)
 
 
 def run_all(config: Settings) -> list[str]:

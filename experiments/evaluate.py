@@ -11,6 +11,7 @@ Protocols: whole images as the network saw them, or centre, 10crop, 144 (GoogLeN
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import math
 from pathlib import Path
@@ -20,8 +21,9 @@ import tyro
 
 from cnnjax import machine, page, runfolder
 from cnnjax.errors import CnnjaxError, unknown
-from cnnjax.experiment import Experiment, Variant, command, configuration, kept
+from cnnjax.experiment import Variant, command, configuration, kept
 from cnnjax.options import Options, Training, arguments, parse
+from experiments.__main__ import trainings
 
 if TYPE_CHECKING:  # so that --help answers at once
     from cnnjax.data.splits import Dataset, Split
@@ -67,13 +69,6 @@ class Trained(NamedTuple):
     variables: dict[str, Any]
 
 
-def experiments() -> dict[str, Experiment]:
-    """Those whose trainings can be taken up again, by name."""
-    from experiments import alexnet_layers, lenet_mnist, train
-
-    return {module.EXPERIMENT.name: module.EXPERIMENT for module in (alexnet_layers, lenet_mnist, train)}
-
-
 def trained(folder: Path, which: str) -> Trained:
     """The "last" or the "best" state of the training in `folder`, and all that the training was.
 
@@ -83,10 +78,10 @@ def trained(folder: Path, which: str) -> Trained:
     folder = the_training(folder)
     run = folder.parent.parent
     record = runfolder.read_json(run / "config.json")
-    known = experiments()
-    if record.get("experiment") not in known:
-        raise unknown(f"experiment in {run / 'config.json'}:", record.get("experiment"), known)
-    experiment = known[record.pop("experiment")]
+    name, known = record.pop("experiment", None), trainings()
+    if name not in known:
+        raise unknown(f"experiment in {run / 'config.json'}:", name, known)
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
     config = configuration(experiment, arguments(record))
     data = config.load()
     variants = experiment.variants(config, data)

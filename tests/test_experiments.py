@@ -46,7 +46,7 @@ from experiments import (
     zfnet_table3,
 )
 from experiments import all as everything
-from experiments.__main__ import titles
+from experiments.__main__ import titles, trainings
 
 EXPERIMENTS = {
     module.EXPERIMENT.name: module
@@ -84,6 +84,11 @@ def test_the_list_has_every_experiment_with_its_title():
     assert said.returncode == 0
     for name, title in titles().items():
         assert re.search(rf"^{name} +{re.escape(title)}$", said.stdout, re.MULTILINE)
+
+
+def test_the_runner_runs_every_experiment_and_nothing_else():
+    assert set(trainings(claiming=True)) == set(EXPERIMENTS) and set(trainings()) == {*EXPERIMENTS, "train"}
+    assert everything.claiming() == trainings(claiming=True)
 
 
 def test_an_unknown_experiment_is_refused_with_the_legal_names():

@@ -3,13 +3,11 @@
 import contextlib
 import fcntl
 import hashlib
-import http.client
 import os
 import re
 import sys
 import time
 import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +45,8 @@ def fetch(
     """
     if path.is_file() and not (recheck and digest and _digest(path, digest) != digest):
         return path
+    import http.client
+
     _legal(url, digest)
     part, tag = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.etag")
     try:
@@ -68,6 +68,8 @@ def fetch(
 
 def _complete(url: str, part: Path, tag: Path, digest: str | None, largest: int, pause: float) -> None:
     """Fetches until `part` is whole. What fails before a byte has come is not tried again."""
+    import http.client
+
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
@@ -109,6 +111,8 @@ def _alone(part: Path) -> Iterator[None]:
 
 def _continue(url: str, part: Path, tag: Path, digest: str | None, largest: int) -> bool:
     """Adds to `part` what the server sends; whether it is whole now."""
+    import urllib.request
+
     have, before = (part.stat().st_size, tag.read_text()) if tag.is_file() else (0, "")
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
     if have:

@@ -53,6 +53,14 @@ def adam_recipe(config: Config, data: Dataset) -> Recipe:
     )
 
 
+def printed_recipe(recipe: Recipe, config: Config, data: Dataset, **changed: Any) -> Recipe:
+    """A paper's recipe with the batch and the epochs that are asked for, and with what else is `changed`."""
+    from cnnjax.train.recipe import bound
+
+    asked = {"batch": config.batch, "epochs": config.epochs, "iterations": None}
+    return bound(dataclasses.replace(recipe, **{**asked, **changed}), data)
+
+
 OnLog = Callable[[Mapping[str, Any] | None], None]
 Measure = Callable[["Variant", "Dataset", int, Path, OnLog], dict[str, Any]]
 Pictures = Callable[[Path, Mapping[str, Any]], Sequence[page.Picture]]
@@ -202,14 +210,17 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
 def configuration(experiment: Experiment, argv: Sequence[str]) -> Training:
     """The settings that a command line asks for."""
     config = parse(experiment.name, experiment.doc, experiment.scales, experiment.published, argv)
-    for variant in _only(config):
+    for variant in _only(experiment, config):
         if variant not in experiment.published:
             raise unknown("variant", variant, experiment.published)
     return config
 
 
-def _only(config: Training) -> tuple[str, ...]:
-    return config.only if isinstance(config, Config) else ()
+def _only(experiment: Experiment, config: Training) -> Sequence[str]:
+    """The variants that are asked for; none: all."""
+    if not isinstance(config, Config):
+        return ()
+    return config.only or (experiment.smoke if config.scale == "smoke" else ())
 
 
 @contextlib.contextmanager
@@ -280,9 +291,7 @@ def kept(
 def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Every variant with every seed."""
     data = config.load()
-    variants, only = experiment.variants(config, data), _only(config)
-    if not only and isinstance(config, Config) and config.scale == "smoke":
-        only = tuple(experiment.smoke)
+    variants, only = experiment.variants(config, data), _only(experiment, config)
     variants = {name: variants[name] for name in experiment.published or variants if not only or name in only}
     for variant in variants.values():
         variant.check(data)

@@ -137,6 +137,18 @@ class Config(Training):
         return self.scale
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Narrow(Config):
+    """What an experiment can be asked besides whose networks need not be as wide as the papers'."""
+
+    width: float = 1.0
+    """Width of every layer but the outputs, relative to the paper's."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.positive("width")
+
+
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 

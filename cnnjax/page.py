@@ -82,19 +82,21 @@ def grid(table: Table, title: str | None = None):
     return result
 
 
-def markdown(page: Page) -> str:
-    """The page as Markdown; pictures lie beside it."""
-
+def markdown_table(table: Table) -> str:
     def cell(content: str) -> str:
         return f"[{content}]({content.target})" if isinstance(content, Link) else content
+
+    lines = [table.headings, ["---"] * len(table.headings), *table.rows]
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def markdown(page: Page) -> str:
+    """The page as Markdown; pictures lie beside it."""
 
     def block(content: str | Table | Picture) -> str:
         if isinstance(content, Picture):
             return f"![{content.caption}]({content.name}.svg)\n\n{content.caption}"
-        if isinstance(content, str):
-            return content
-        lines = [content.headings, ["---"] * len(content.headings), *content.rows]
-        return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+        return content if isinstance(content, str) else markdown_table(content)
 
     parts = [f"# {page.title}"]
     if page.lead:

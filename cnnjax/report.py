@@ -10,7 +10,6 @@ from typing import Any
 
 from cnnjax import figures, page
 from cnnjax.page import Picture, Section, Table, pairs
-from cnnjax.train import metrics
 
 Results = Mapping[str, Any]  # what `results.json` holds
 
@@ -35,11 +34,8 @@ def show(results: Results) -> None:
 
 def write(folder: Path, results: Results, further: Sequence[Picture] = ()) -> None:
     """Writes `report.html`, `report.md` and the figures, with those of the experiment itself, into the folder."""
-    histories = {
-        row["variant"]: [metrics.read(folder / row["variant"] / f"seed-{k}" / "metrics.jsonl") for k in row["seeds"]]
-        for row in results["rows"]
-    }
-    drawn = {"comparison": figures.comparison(results), "curves": figures.curves(results, histories)}
+    curves = figures.curves(results, figures.histories(folder, results))
+    drawn = {"comparison": figures.comparison(results), "curves": curves}
     pictures = [Picture(name, _CAPTIONS[name], svg) for name, svg in drawn.items() if svg]
     pictures += [picture for picture in further if picture.svg]
     judged = results["verdict"]

@@ -21,14 +21,14 @@ from typing import Any
 
 from cnnjax import figures
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, scores, trained
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.layers import ACTIVATIONS
 from cnnjax.models.lenet import lenet5
 from cnnjax.models.surgery import with_activation
 from cnnjax.options import Config
 from cnnjax.page import Picture
-from cnnjax.train.recipe import Plateau, bound
+from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import ALEXNET
 from cnnjax.verdict import Claim
 
@@ -54,9 +54,8 @@ SCALES = {
 def variants(config: Config, data: Dataset) -> dict[str, Variant]:
     recipe, net = adam_recipe(config, data), lenet5(len(data.classes), pad=2)
     if config.scale == "paper":
-        schedule = Plateau(config.learning_rate)
-        printed = dataclasses.replace(ALEXNET, batch=config.batch, epochs=config.epochs, schedule=schedule)
-        recipe, net = bound(printed, data), alexnet(len(data.classes))
+        recipe = printed_recipe(ALEXNET, config, data, schedule=Plateau(config.learning_rate))
+        net = alexnet(len(data.classes))
     return {name: Variant(net=with_activation(net, name), recipe=recipe, measure=measure) for name in FUNCTIONS}
 
 

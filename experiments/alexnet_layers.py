@@ -18,11 +18,11 @@ import dataclasses
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
 from cnnjax.errors import CnnjaxError
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.surgery import with_features, with_init, without
 from cnnjax.options import Config
-from cnnjax.train.recipe import Plateau, bound
+from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import ALEXNET
 from cnnjax.verdict import Claim
 
@@ -76,9 +76,7 @@ SCALES = {
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     paper, net = alexnet(), alexnet(len(data.classes))
     if config.scale == "paper":
-        schedule = Plateau(config.learning_rate)
-        printed = dataclasses.replace(ALEXNET, batch=config.batch, epochs=config.epochs, schedule=schedule)
-        recipe = bound(printed, data)
+        recipe = printed_recipe(ALEXNET, config, data, schedule=Plateau(config.learning_rate))
     else:
         recipe, net = adam_recipe(config, data), with_init(net, "he")
     layers = [name for name in net.names[:-1] if hasattr(net[name], "features")]

@@ -49,8 +49,8 @@ class Settings(Options):
         if self.resume and self.fresh:
             raise CnnjaxError("--resume goes on and --fresh starts over\nleave one of them out")
         for name in [*self.only, *self.sources]:
-            if name not in claiming():
-                raise unknown("experiment", name, claiming())
+            if name not in (legal := claiming()):
+                raise unknown("experiment", name, legal)
 
     @property
     def label(self) -> str:
@@ -75,7 +75,8 @@ def run_all(config: Settings) -> list[str]:
     folder = config.folder("all")
     with runfolder.opened(folder, {"experiment": "all", **config.record()}, fresh=config.fresh):
         runfolder.write_json(folder / "config.json", {"experiment": "all", **config.record()})
-        names = [name for name in claiming() if not config.only or name in config.only]
+        every = claiming()
+        names = [name for name in every if not config.only or name in config.only]
         todo = [name for name in names if not (folder / name / "results.json").exists()]
         with progress(len(todo)) as tell:
             for name in names:
@@ -89,7 +90,7 @@ def run_all(config: Settings) -> list[str]:
                 )
                 if name in todo:
                     tell(f"{name}: {said}", 1, None)
-                write_index(folder, claiming(), config.scale)
+                write_index(folder, every, config.scale)
                 if found and config.publish is not None:
                     publish(found, config.publish)
         print(f"report: {folder / 'report.html'}")

@@ -20,12 +20,12 @@ import math
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain, Residual, Rows, rows
 from cnnjax.models.resnet import resnet
 from cnnjax.models.surgery import map_modules, replace, with_width, without
-from cnnjax.options import Config
-from cnnjax.train.recipe import Plateau, bound
+from cnnjax.options import Narrow
+from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import RESNET
 from cnnjax.verdict import Claim
 
@@ -39,21 +39,18 @@ CLAIMS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
+class Settings(Narrow):
     """Blocks of a residual network."""
 
     blocks: int = 2
     """Blocks that are kept of each of the first two stages, at the smoke and lab scales: 1, 2 or 3."""
-    width: float = 0.125
-    """Width of every layer but the last, relative to the paper's."""
 
     def __post_init__(self):
         super().__post_init__()
         self.at_least(blocks=1)
-        self.positive("width")
 
 
-LAB = Settings(scale="lab", seeds=5, epochs=8, batch=64, learning_rate=2e-3, bar=4)
+LAB = Settings(scale="lab", width=0.125, seeds=5, epochs=8, batch=64, learning_rate=2e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, size=14, blocks=1, width=1 / 16, epochs=0.1),
     "lab": LAB,
@@ -102,8 +99,7 @@ def cost(name: str) -> dict[str, int]:
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe = adam_recipe(config, data)
     if config.scale == "paper":
-        changed = {"batch": config.batch, "epochs": config.epochs, "schedule": Plateau(config.learning_rate)}
-        recipe = bound(dataclasses.replace(RESNET, iterations=None, **changed), data)
+        recipe = printed_recipe(RESNET, config, data, schedule=Plateau(config.learning_rate))
 
     def row(name: str) -> Variant:
         net = network(name, len(data.classes))

@@ -22,14 +22,13 @@ from typing import Any
 from cnnjax import figures
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain
 from cnnjax.models.densenet import TABLE_2, densenet_cifar
 from cnnjax.models.resnet import cifar_resnet
 from cnnjax.models.surgery import with_width
 from cnnjax.options import Config
 from cnnjax.page import Picture
-from cnnjax.train.recipe import bound
 from cnnjax.train.recipes import DENSENET_CIFAR
 from cnnjax.verdict import Claim
 
@@ -90,7 +89,7 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     classes, image = len(data.classes), data.train.image.shape[1:]
     recipe = adam_recipe(config, data)
     if config.scale == "paper":
-        recipe = bound(dataclasses.replace(DENSENET_CIFAR, batch=config.batch, epochs=config.epochs), data)
+        recipe = printed_recipe(DENSENET_CIFAR, config, data)
 
     def variant(net: Chain, **columns: int) -> Variant:
         cost = summarise(net, image)

@@ -16,14 +16,14 @@ import dataclasses
 from cnnjax.data.augment import Compose, RandomCrop
 from cnnjax.data.colour import mean_image
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.chain import Chain
 from cnnjax.models.layers import MaxPool
 from cnnjax.models.surgery import replace, with_activation, with_features, with_init, without
-from cnnjax.options import Config
+from cnnjax.options import Narrow
 from cnnjax.train.feed import CentreCrop, Prepare
-from cnnjax.train.recipe import SGD, Recipe, bound
+from cnnjax.train.recipe import SGD, Recipe
 from cnnjax.train.recipes import ALEXNET
 from cnnjax.verdict import Claim
 
@@ -40,41 +40,29 @@ CLAIMS = tuple(
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
-    """The options of AlexNet without one of its devices."""
-
-    width: float = 0.25
-    """Width of every layer but the last, relative to the paper's."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.positive("width")
-
-
-LAB = Settings(scale="lab", seeds=3, size=72, channels=1, epochs=12, batch=64, learning_rate=0.02, bar=4)
+LAB = Narrow(scale="lab", width=0.25, seeds=3, size=72, channels=1, epochs=12, batch=64, learning_rate=0.02, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, width=1 / 16, epochs=0.1),
     "lab": LAB,
-    "paper": Settings(
+    "paper": Narrow(
         scale="paper", data="tfds:imagenet2012", seeds=1, size=256, channels=3, width=1, epochs=90, batch=128,
         learning_rate=0.01, metric="error5", bar=20,
     ),
 }  # fmt: skip
 
 
-def small_recipe(config: Settings, data: Dataset) -> Recipe:
+def small_recipe(config: Narrow, data: Dataset) -> Recipe:
     """The paper's rule on crops of 67×67, the rate on half a cosine."""
     recipe = dataclasses.replace(adam_recipe(config, data), crop=67, optimiser=SGD(weight_decay=5e-4))
     return dataclasses.replace(recipe, prepare=dataclasses.replace(recipe.prepare, augment=RandomCrop((67, 67))))
 
 
-def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
+def variants(config: Narrow, data: Dataset) -> dict[str, Variant]:
     net = alexnet(len(data.classes))
     layers = [name for name in net.names[:-1] if hasattr(net[name], "features")]
     net = with_features(net, **{name: 2 * max(1, round(config.width * net[name].features / 2)) for name in layers})
     if config.scale == "paper":
-        recipe = bound(dataclasses.replace(ALEXNET, batch=config.batch, epochs=config.epochs), data)
+        recipe = printed_recipe(ALEXNET, config, data)
         still = Compose((mean_image(data.train), CentreCrop((227, 227))))
     else:
         recipe, net, still = small_recipe(config, data), with_init(net, "he"), CentreCrop((67, 67))

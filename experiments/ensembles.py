@@ -22,7 +22,7 @@ import numpy as np
 from cnnjax import figures
 from cnnjax.data.augment import RandomCrop, fixed
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, trained
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, trained
 from cnnjax.models.googlenet import googlenet
 from cnnjax.models.lenet import lenet5
 from cnnjax.models.surgery import fully_convolutional
@@ -31,7 +31,7 @@ from cnnjax.page import Picture
 from cnnjax.train.evaluate import Member, score
 from cnnjax.train.feed import Prepare
 from cnnjax.train.protocols import PROTOCOLS, Protocol
-from cnnjax.train.recipe import bound, preparation
+from cnnjax.train.recipe import preparation
 from cnnjax.train.recipes import GOOGLENET
 from cnnjax.train.state import variables
 from cnnjax.verdict import Claim
@@ -81,7 +81,7 @@ SCALES = {"smoke": SMOKE, "lab": LAB, "paper": PAPER}
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     classes = len(data.classes)
     if config.scale == "paper":
-        recipe = bound(dataclasses.replace(GOOGLENET, batch=config.batch, epochs=config.epochs), data)
+        recipe = printed_recipe(GOOGLENET, config, data)
         net = googlenet(classes=classes)
     else:
         recipe, net, crop = adam_recipe(config, data), lenet5(classes, pad=2, act="relu"), RandomCrop((24, 24))

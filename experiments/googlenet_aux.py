@@ -20,13 +20,12 @@ from typing import Any
 from cnnjax import figures
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, scores, trained
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
 from cnnjax.models.chain import Chain
 from cnnjax.models.googlenet import googlenet
 from cnnjax.models.surgery import replace, with_width, without
-from cnnjax.options import Config
+from cnnjax.options import Narrow
 from cnnjax.page import Picture
-from cnnjax.train.recipe import bound
 from cnnjax.train.recipes import GOOGLENET
 from cnnjax.verdict import Claim
 
@@ -41,21 +40,18 @@ CLAIMS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
+class Settings(Narrow):
     """GoogLeNet's auxiliary heads."""
 
-    width: float = 0.125
-    """Width of every layer but the last ones, relative to the paper's."""
     modules: int = 9
     """Inception modules: of the nine, 3a, 4a and 5b are kept first, then 4d, 3b, 4b, 4c, 4e and 5a."""
 
     def __post_init__(self):
         super().__post_init__()
         self.at_least(modules=2)
-        self.positive("width")
 
 
-LAB = Settings(scale="lab", seeds=3, epochs=10, batch=64, learning_rate=1e-3, bar=4)
+LAB = Settings(scale="lab", width=0.125, seeds=3, epochs=10, batch=64, learning_rate=1e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, width=1 / 32, modules=2, epochs=0.1),
     "lab": LAB,
@@ -76,8 +72,7 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe = adam_recipe(config, data)
     if config.scale == "paper":
         schedule = dataclasses.replace(GOOGLENET.schedule, rate=config.learning_rate)  # pyright: ignore
-        changed = {"batch": config.batch, "epochs": config.epochs, "schedule": schedule}
-        recipe = bound(dataclasses.replace(GOOGLENET, **changed), data)
+        recipe = printed_recipe(GOOGLENET, config, data, schedule=schedule)
 
     def row(heads: bool) -> Variant:
         whole = summarise(googlenet(aux=heads), (224, 224, 3))

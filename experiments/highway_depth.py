@@ -28,14 +28,13 @@ from cnnjax.analysis.summary import summarise
 from cnnjax.data.augment import Compose, RandomCrop
 from cnnjax.data.splits import Dataset
 from cnnjax.data.warps import Elastic
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, scores, trained
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
 from cnnjax.models.chain import Chain, Residual, chain, features, rows
 from cnnjax.models.highway import DEPTHS, highway_fc, plain_fc
 from cnnjax.models.layers import Dense
 from cnnjax.options import Config
 from cnnjax.page import Picture
 from cnnjax.train.feed import Prepare
-from cnnjax.train.recipe import bound
 from cnnjax.train.recipes import HIGHWAY
 from cnnjax.train.state import variables
 from cnnjax.verdict import Claim
@@ -84,7 +83,7 @@ SHOWN = ("highway-10", "highway-50", "highway-100")
 
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     if config.scale == "paper":
-        recipe = bound(dataclasses.replace(HIGHWAY, batch=config.batch, epochs=config.epochs), data)
+        recipe = printed_recipe(HIGHWAY, config, data)
     else:
         recipe, size = adam_recipe(config, data), data.train.image.shape[1:3]
         distort = Compose((Elastic(), RandomCrop((size[0], size[1]), pad=1)))

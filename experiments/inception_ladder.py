@@ -19,7 +19,7 @@ import dataclasses
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Aux, Block, Chain, Concat, rows
 from cnnjax.models.googlenet import googlenet
 from cnnjax.models.inception_bn import inception_bn
@@ -27,9 +27,9 @@ from cnnjax.models.inception_v3 import inception_v3
 from cnnjax.models.inception_v4 import inception_resnet, inception_v4
 from cnnjax.models.layers import Conv, Dense, GlobalAvgPool, Norm
 from cnnjax.models.surgery import map_modules, with_width, without
-from cnnjax.options import Config
+from cnnjax.options import Narrow
 from cnnjax.train.losses import cross_entropy
-from cnnjax.train.recipe import bound, for_crop
+from cnnjax.train.recipe import for_crop
 from cnnjax.train.recipes import INCEPTION_V3
 from cnnjax.verdict import Claim
 
@@ -60,21 +60,18 @@ CLAIMS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
+class Settings(Narrow):
     """The steps from GoogLeNet to Inception-ResNet."""
 
-    width: float = 0.125
-    """Width of every layer but the last, relative to the papers'."""
     modules: int = 3
     """Modules that are kept, one of each map size, at the smoke and lab scales: 1, 2 or 3."""
 
     def __post_init__(self):
         super().__post_init__()
         self.at_least(modules=1)
-        self.positive("width")
 
 
-LAB = Settings(scale="lab", seeds=3, size=16, epochs=8, batch=64, learning_rate=2e-3, bar=4)
+LAB = Settings(scale="lab", width=0.125, seeds=3, size=16, epochs=8, batch=64, learning_rate=2e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, size=14, width=1 / 32, modules=1, epochs=0.05),
     "lab": LAB,
@@ -123,8 +120,7 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
         whole = summarise(network(name), (side, side, 3))
         if config.scale == "paper":
             schedule = dataclasses.replace(INCEPTION_V3.schedule, rate=config.learning_rate)  # pyright: ignore
-            changed = {"batch": config.batch, "epochs": config.epochs, "schedule": schedule}
-            recipe = bound(for_crop(dataclasses.replace(INCEPTION_V3, **changed), side), data)
+            recipe = printed_recipe(for_crop(INCEPTION_V3, side), config, data, schedule=schedule)
             net = network(name, len(data.classes), aux=True)
         else:
             net = small(name, len(data.classes), config.modules)

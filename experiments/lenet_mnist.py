@@ -16,8 +16,7 @@ Departures: Adam and a cosine schedule (for the perceptrons at a third of the le
 import dataclasses
 import functools
 
-import numpy as np
-
+from cnnjax.analysis.classic import gaussian_svm, nearest_neighbours
 from cnnjax.data.splits import Dataset
 from cnnjax.experiment import Experiment, Variant, adam_recipe, main
 from cnnjax.models.lectures import linear, mlp
@@ -27,6 +26,7 @@ from cnnjax.train.losses import mean_squared_error, rbf_discriminative
 from cnnjax.train.recipe import Cosine
 from cnnjax.train.recipes import lecun
 from cnnjax.verdict import Claim
+from experiments.mnist_table import classic
 
 # LeCun et al. 1998, Fig. 9: test error on MNIST, %
 PUBLISHED = {
@@ -67,31 +67,12 @@ def variants(config: Config, data: Dataset) -> dict[str, Variant]:
     )
     return {
         "linear": Variant(net=linear(classes), recipe=perceptron),
-        "nearest-neighbours": Variant(measure=functools.partial(score, nearest_neighbours)),
+        "nearest-neighbours": Variant(measure=functools.partial(classic, nearest_neighbours, None)),
         "mlp-300": Variant(net=mlp(300, classes=classes, act="tanh"), recipe=perceptron),
-        "gaussian-svm": Variant(measure=functools.partial(score, gaussian_svm)),
+        "gaussian-svm": Variant(measure=functools.partial(classic, gaussian_svm, None)),
         "lenet5-1998": Variant(net=lenet5_1998(pad=2), recipe=rbf),
         "lenet5-dense": Variant(net=lenet5(classes, pad=2, act="relu"), recipe=lenet),
     }
-
-
-def nearest_neighbours():
-    from sklearn.neighbors import KNeighborsClassifier
-
-    return KNeighborsClassifier(3)
-
-
-def gaussian_svm():
-    from sklearn.svm import SVC
-
-    return SVC(C=5)
-
-
-def score(make, variant: Variant, data: Dataset, seed: int, folder, on_log) -> dict[str, float]:
-    """Test error in % of a scikit-learn classifier of the pixels, which is the same for every seed."""
-    train, test = (np.reshape(split.image, (len(split.label), -1)) / 255 for split in (data.train, data.test))
-    wrong = make().fit(train, data.train.label).predict(test) != data.test.label
-    return {"error": 100 * float(wrong.mean()), "count": len(wrong)}
 
 
 EXPERIMENT = Experiment(

@@ -347,8 +347,7 @@ MEMORY = {"arguments": "state and batch", "temporaries": "activations", "program
 def markdown(records: list[Record], found: list[Record]) -> str:
     parts = ["# A pod without a pod", f"**{NOTE}**", "![memory and estimated scaling](pod_plan.svg)"]
     for heading, table in tables(records, found).items():
-        lines = [table.headings, ["---"] * len(table.headings), *table.rows]
-        parts += [f"## {heading}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        parts += [f"## {heading}", page.markdown_table(table)]
     versions = sorted({f"jax {r['versions']['jax']}, libtpu {r['versions']['libtpu']}" for r in records if r["fits"]})
     made = f"Written by `python -m experiments.pod_plan` from `pod_plan.json` ({'; '.join(versions)})."
     return "\n\n".join([*parts, LEGEND, made]) + "\n"

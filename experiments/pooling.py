@@ -29,7 +29,7 @@ from cnnjax.models.all_cnn import all_cnn
 from cnnjax.models.chain import Chain
 from cnnjax.models.layers import AvgPool, MaxPool
 from cnnjax.models.surgery import replace, with_head, with_width, without
-from cnnjax.options import Config
+from cnnjax.options import Narrow
 from cnnjax.page import Picture
 from cnnjax.train.evaluate import Member, predict
 from cnnjax.train.state import variables
@@ -54,19 +54,7 @@ CLAIMS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
-    """The options of networks that pool."""
-
-    width: float = 0.167
-    """Width of every layer but the last, relative to the paper's."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.positive("width")
-
-
-LAB = Settings(scale="lab", seeds=3, size=16, epochs=12, batch=64, learning_rate=3e-3, bar=4)
+LAB = Narrow(scale="lab", width=0.167, seeds=3, size=16, epochs=12, batch=64, learning_rate=3e-3, bar=4)
 SMOKE = dataclasses.replace(LAB, scale="smoke", seeds=2, width=0.03, epochs=0.1)
 PAPER = dataclasses.replace(
     LAB, scale="paper", data="cifar10", size=None, width=1, epochs=350, batch=128, learning_rate=1e-3, bar=12
@@ -91,7 +79,7 @@ def networks() -> dict[str, Chain]:
     }
 
 
-def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
+def variants(config: Narrow, data: Dataset) -> dict[str, Variant]:
     recipe, found = adam_recipe(config, data), {}
     for name, net in networks().items():
         net = with_head(with_width(net, config.width), len(data.classes))

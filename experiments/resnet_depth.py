@@ -24,12 +24,11 @@ from typing import Any
 from cnnjax import figures
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, scores, trained
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
 from cnnjax.models.resnet import cifar_resnet
 from cnnjax.models.surgery import with_width
-from cnnjax.options import Config
+from cnnjax.options import Narrow
 from cnnjax.page import Picture
-from cnnjax.train.recipe import bound
 from cnnjax.train.recipes import RECIPES
 from cnnjax.verdict import Claim
 
@@ -51,24 +50,22 @@ CLAIMS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
+class Settings(Narrow):
     """Plain and residual networks of several depths."""
 
     depth: float = 0.5
     """Blocks of a stage, relative to the paper's (3, 9 and 18); one at least."""
-    width: float = 0.5
-    """Width of every layer but the last, relative to the paper's."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.positive("depth", "width")
+        self.positive("depth")
 
     def layers(self, printed: int) -> int:
         """How many layers a network has here that has so many in the paper."""
         return 6 * max(1, round(self.depth * (printed - 2) / 6)) + 2
 
 
-LAB = Settings(scale="lab", seeds=3, size=16, epochs=8, batch=64, learning_rate=2e-3, bar=4)
+LAB = Settings(scale="lab", width=0.5, seeds=3, size=16, epochs=8, batch=64, learning_rate=2e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, depth=1 / 18, width=0.125, epochs=0.1),
     "lab": LAB,
@@ -88,8 +85,7 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
             recipe = RECIPES["resnet110_cifar" if layers >= 110 else "resnet_cifar"]
             rates = tuple(rate * config.learning_rate / 0.1 for rate in recipe.schedule.rates)  # pyright: ignore
             schedule = dataclasses.replace(recipe.schedule, rates=rates)  # pyright: ignore
-            changed = {"batch": config.batch, "epochs": config.epochs, "iterations": None, "schedule": schedule}
-            recipe = bound(dataclasses.replace(recipe, **changed), data)
+            recipe = printed_recipe(recipe, config, data, schedule=schedule)
         net = with_width(cifar_resnet(layers, len(data.classes), shortcut=shortcut), config.width)
         cost = {"layers": layers, "parameters": whole.params, "MACs": whole.macs}
         return Variant(net=net, recipe=recipe, columns=cost, measure=measure)

@@ -16,11 +16,11 @@ import dataclasses
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
 from cnnjax.models.resnet import cifar_resnet, resnet
 from cnnjax.models.surgery import with_width
-from cnnjax.options import Config
-from cnnjax.train.recipe import Plateau, bound
+from cnnjax.options import Narrow
+from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import RESNET
 from cnnjax.verdict import Claim
 
@@ -35,18 +35,15 @@ CLAIMS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
+class Settings(Narrow):
     """The shortcuts of a residual network."""
 
     layers: int = 34
     """Layers of the network: 18 or 34 as on ImageNet, else 6n + 2 as on CIFAR."""
-    width: float = 1.0
-    """Width of every layer but the last, relative to the paper's."""
 
     def __post_init__(self):
         super().__post_init__()
         self.at_least(layers=1)
-        self.positive("width")
 
 
 LAB = Settings(scale="lab", seeds=3, size=16, layers=32, width=0.5, epochs=8, batch=64, learning_rate=2e-3, bar=4)
@@ -63,8 +60,7 @@ SCALES = {
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe, make = adam_recipe(config, data), resnet if config.layers in (18, 34) else cifar_resnet
     if config.scale == "paper":
-        changed = {"batch": config.batch, "epochs": config.epochs, "schedule": Plateau(config.learning_rate)}
-        recipe = bound(dataclasses.replace(RESNET, iterations=None, **changed), data)
+        recipe = printed_recipe(RESNET, config, data, schedule=Plateau(config.learning_rate))
 
     def row(shortcut) -> Variant:
         whole = summarise(resnet(34, shortcut=shortcut), (224, 224, 3))

@@ -18,13 +18,13 @@ import dataclasses
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain
 from cnnjax.models.surgery import replace, with_init, with_width, without
 from cnnjax.models.vgg import CONFIGURATIONS, vgg
-from cnnjax.options import Config
+from cnnjax.options import Narrow
 from cnnjax.train.protocols import PROTOCOLS
-from cnnjax.train.recipe import Plateau, bound
+from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import VGG_A, krizhevsky
 from cnnjax.verdict import Claim
 
@@ -40,18 +40,15 @@ CLAIMS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
+class Settings(Narrow):
     """The columns of VGG's table."""
 
-    width: float = 0.125
-    """Width of every layer but the last, relative to the paper's."""
     stages: int = 5
     """Stages of convolutions that are kept: 1 to 5. The first two are the same in B, C, D and E."""
 
     def __post_init__(self):
         super().__post_init__()
         self.at_least(stages=1)
-        self.positive("width")
 
 
 LAB = Settings(scale="lab", seeds=3, size=32, channels=1, width=0.125, epochs=10, batch=64, learning_rate=1e-3, bar=4)
@@ -77,11 +74,9 @@ def column(name: str, classes: int = 1000) -> Chain:
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe, init = adam_recipe(config, data), "he"
     if config.scale == "paper":
-        printed = dataclasses.replace(
-            VGG_A, batch=config.batch, epochs=config.epochs, iterations=None, schedule=Plateau(config.learning_rate),
-            size=256, prepare=krizhevsky, evaluation=PROTOCOLS["centre"],
-        )  # fmt: skip
-        recipe, init = bound(printed, data), "glorot"
+        seen = {"size": 256, "prepare": krizhevsky, "evaluation": PROTOCOLS["centre"]}
+        recipe = printed_recipe(VGG_A, config, data, schedule=Plateau(config.learning_rate), **seen)
+        init = "glorot"
 
     def row(name: str) -> Variant:
         whole = summarise(column(name), (224, 224, 3))

@@ -16,13 +16,13 @@ import dataclasses
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.chain import Chain
 from cnnjax.models.surgery import with_features, with_init, with_width, without
 from cnnjax.models.zfnet import ADJUSTED, zfnet
-from cnnjax.options import Config
-from cnnjax.train.recipe import Plateau, bound
+from cnnjax.options import Narrow
+from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import ZFNET
 from cnnjax.verdict import Claim
 
@@ -54,23 +54,11 @@ CLAIMS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
-    """AlexNet and ZFNet with other layers."""
-
-    width: float = 0.25
-    """Width of every layer but the last, relative to the paper's."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.positive("width")
-
-
-LAB = Settings(scale="lab", seeds=3, size=67, channels=1, width=0.25, epochs=8, batch=64, learning_rate=1e-3, bar=4)
+LAB = Narrow(scale="lab", seeds=3, size=67, channels=1, width=0.25, epochs=8, batch=64, learning_rate=1e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, width=1 / 16, epochs=0.05),
     "lab": LAB,
-    "paper": Settings(
+    "paper": Narrow(
         scale="paper", data="tfds:imagenet2012", seeds=1, size=256, channels=3, width=1, epochs=70, batch=128,
         learning_rate=0.01, metric="error5", bar=20,
     ),
@@ -88,14 +76,14 @@ def side(name: str) -> int:
     return 227 if name.startswith("alexnet") else 224
 
 
-def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
+def variants(config: Narrow, data: Dataset) -> dict[str, Variant]:
     adam = adam_recipe(config, data)
 
     def row(name: str) -> Variant:
         recipe, init = adam, "he"
         if config.scale == "paper":
-            changed = {"batch": config.batch, "epochs": config.epochs, "schedule": Plateau(config.learning_rate)}
-            recipe, init = bound(dataclasses.replace(ZFNET, crop=side(name), **changed), data), "normal_0.01"
+            schedule = Plateau(config.learning_rate)
+            recipe, init = printed_recipe(ZFNET, config, data, crop=side(name), schedule=schedule), "normal_0.01"
         net = with_init(with_width(network(name, len(data.classes)), config.width), init)
         whole = summarise(network(name), (side(name), side(name), 3))
         return Variant(net=net, recipe=recipe, columns={"parameters": whole.params, "MACs": whole.macs})

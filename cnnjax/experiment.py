@@ -54,10 +54,11 @@ def adam_recipe(config: Config, data: Dataset) -> Recipe:
 
 
 def printed_recipe(recipe: Recipe, config: Config, data: Dataset, **changed: Any) -> Recipe:
-    """A paper's recipe with the batch and the epochs that are asked for, and with what else is `changed`."""
-    from cnnjax.train.recipe import bound
+    """A paper's recipe with the batch, the epochs and the rate that are asked for, and with what else is `changed`."""
+    from cnnjax.train.recipe import at_rate, bound
 
-    asked = {"batch": config.batch, "epochs": config.epochs, "iterations": None}
+    schedule = at_rate(recipe.schedule, config.learning_rate)
+    asked = {"batch": config.batch, "epochs": config.epochs, "iterations": None, "schedule": schedule}
     return bound(dataclasses.replace(recipe, **{**asked, **changed}), data)
 
 

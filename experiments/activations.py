@@ -28,7 +28,6 @@ from cnnjax.models.lenet import lenet5
 from cnnjax.models.surgery import with_activation
 from cnnjax.options import Config
 from cnnjax.page import Picture
-from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import ALEXNET
 from cnnjax.verdict import Claim
 
@@ -54,7 +53,7 @@ SCALES = {
 def variants(config: Config, data: Dataset) -> dict[str, Variant]:
     recipe, net = adam_recipe(config, data), lenet5(len(data.classes), pad=2)
     if config.scale == "paper":
-        recipe = printed_recipe(ALEXNET, config, data, schedule=Plateau(config.learning_rate))
+        recipe = printed_recipe(ALEXNET, config, data)
         net = alexnet(len(data.classes))
     return {name: Variant(net=with_activation(net, name), recipe=recipe, measure=measure) for name in FUNCTIONS}
 

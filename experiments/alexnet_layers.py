@@ -22,7 +22,6 @@ from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_re
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.surgery import with_features, with_init, without
 from cnnjax.options import Config
-from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import ALEXNET
 from cnnjax.verdict import Claim
 
@@ -76,7 +75,7 @@ SCALES = {
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     paper, net = alexnet(), alexnet(len(data.classes))
     if config.scale == "paper":
-        recipe = printed_recipe(ALEXNET, config, data, schedule=Plateau(config.learning_rate))
+        recipe = printed_recipe(ALEXNET, config, data)
     else:
         recipe, net = adam_recipe(config, data), with_init(net, "he")
     layers = [name for name in net.names[:-1] if hasattr(net[name], "features")]

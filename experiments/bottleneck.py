@@ -25,7 +25,6 @@ from cnnjax.models.chain import Chain, Residual, Rows, rows
 from cnnjax.models.resnet import resnet
 from cnnjax.models.surgery import map_modules, replace, with_width, without
 from cnnjax.options import Narrow
-from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import RESNET
 from cnnjax.verdict import Claim
 
@@ -99,7 +98,7 @@ def cost(name: str) -> dict[str, int]:
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe = adam_recipe(config, data)
     if config.scale == "paper":
-        recipe = printed_recipe(RESNET, config, data, schedule=Plateau(config.learning_rate))
+        recipe = printed_recipe(RESNET, config, data)
 
     def row(name: str) -> Variant:
         net = network(name, len(data.classes))

@@ -71,8 +71,7 @@ def small(net: Chain, modules: int) -> Chain:
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe = adam_recipe(config, data)
     if config.scale == "paper":
-        schedule = dataclasses.replace(GOOGLENET.schedule, rate=config.learning_rate)  # pyright: ignore
-        recipe = printed_recipe(GOOGLENET, config, data, schedule=schedule)
+        recipe = printed_recipe(GOOGLENET, config, data)
 
     def row(heads: bool) -> Variant:
         whole = summarise(googlenet(aux=heads), (224, 224, 3))

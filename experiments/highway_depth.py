@@ -65,7 +65,7 @@ class Settings(Config):
 
 LAB = Settings(scale="lab", seeds=3, epochs=40, batch=128, learning_rate=2e-3, bar=4)
 SMOKE = dataclasses.replace(LAB, scale="smoke", seeds=2, layers=0.1, epochs=0.2)
-PAPER = dataclasses.replace(LAB, scale="paper", data="mnist", seeds=5, width=1, epochs=400, bar=2.5)
+PAPER = dataclasses.replace(LAB, scale="paper", data="mnist", seeds=5, width=1, epochs=400, learning_rate=0.01, bar=2.5)
 SCALES = {"smoke": SMOKE, "lab": LAB, "paper": PAPER}
 
 

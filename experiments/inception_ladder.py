@@ -119,8 +119,7 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
         side, recipe = 299 if name in SMOOTHED else 224, adam_recipe(config, data)
         whole = summarise(network(name), (side, side, 3))
         if config.scale == "paper":
-            schedule = dataclasses.replace(INCEPTION_V3.schedule, rate=config.learning_rate)  # pyright: ignore
-            recipe = printed_recipe(for_crop(INCEPTION_V3, side), config, data, schedule=schedule)
+            recipe = printed_recipe(for_crop(INCEPTION_V3, side), config, data)
             net = network(name, len(data.classes), aux=True)
         else:
             net = small(name, len(data.classes), config.modules)

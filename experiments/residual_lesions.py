@@ -27,7 +27,7 @@ from cnnjax import figures
 from cnnjax.data.augment import fixed
 from cnnjax.data.splits import Dataset
 from cnnjax.errors import CnnjaxError
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, scores, trained
+from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
 from cnnjax.models.chain import Chain
 from cnnjax.models.densenet import densenet_cifar
 from cnnjax.models.highway import highway_conv
@@ -39,8 +39,7 @@ from cnnjax.options import Config
 from cnnjax.page import Picture
 from cnnjax.train.evaluate import evaluate
 from cnnjax.train.feed import Prepare
-from cnnjax.train.recipe import bound
-from cnnjax.train.recipes import RESNET_CIFAR
+from cnnjax.train.recipes import RECIPES
 from cnnjax.train.state import variables
 from cnnjax.verdict import Claim
 
@@ -69,7 +68,18 @@ class Settings(Config):
 
 LAB = Settings(scale="lab", seeds=3, size=16, epochs=8, batch=64, learning_rate=3e-3, bar=4)
 SMOKE = dataclasses.replace(LAB, scale="smoke", seeds=2, size=8, depth=14, width=0.125, epochs=0.1)
-PAPER = dataclasses.replace(LAB, scale="paper", data="cifar10", size=None, depth=110, width=1, batch=128, bar=8)
+PAPER = dataclasses.replace(
+    LAB,
+    scale="paper",
+    data="cifar10",
+    size=None,
+    depth=110,
+    width=1,
+    epochs=163.84,
+    batch=128,
+    learning_rate=0.1,
+    bar=8,
+)
 SCALES = {"smoke": SMOKE, "lab": LAB, "paper": PAPER}
 
 
@@ -88,11 +98,14 @@ def networks(config: Settings, classes: int) -> dict[str, Chain]:
 
 
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
-    recipe = adam_recipe(config, data)
-    if config.scale == "paper":
-        recipe = bound(dataclasses.replace(RESNET_CIFAR, batch=config.batch), data)
-    made = networks(config, len(data.classes))
-    return {name: Variant(net=net, recipe=recipe, measure=lesions) for name, net in made.items()}
+    def row(name: str, net: Chain) -> Variant:
+        recipe = adam_recipe(config, data)
+        if config.scale == "paper":
+            deep = name in ("resnet", "plain") and config.depth >= 110
+            recipe = printed_recipe(RECIPES["resnet110_cifar" if deep else "resnet_cifar"], config, data)
+        return Variant(net=net, recipe=recipe, measure=lesions)
+
+    return {name: row(name, net) for name, net in networks(config, len(data.classes)).items()}
 
 
 def droppable(net: Chain, values: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:

@@ -82,10 +82,7 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
         whole = summarise(cifar_resnet(int(printed), shortcut=shortcut), (32, 32, 3))
         layers, recipe = config.layers(int(printed)), adam_recipe(config, data)
         if config.scale == "paper":
-            recipe = RECIPES["resnet110_cifar" if layers >= 110 else "resnet_cifar"]
-            rates = tuple(rate * config.learning_rate / 0.1 for rate in recipe.schedule.rates)  # pyright: ignore
-            schedule = dataclasses.replace(recipe.schedule, rates=rates)  # pyright: ignore
-            recipe = printed_recipe(recipe, config, data, schedule=schedule)
+            recipe = printed_recipe(RECIPES["resnet110_cifar" if layers >= 110 else "resnet_cifar"], config, data)
         net = with_width(cifar_resnet(layers, len(data.classes), shortcut=shortcut), config.width)
         cost = {"layers": layers, "parameters": whole.params, "MACs": whole.macs}
         return Variant(net=net, recipe=recipe, columns=cost, measure=measure)

@@ -20,7 +20,6 @@ from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_re
 from cnnjax.models.resnet import cifar_resnet, resnet
 from cnnjax.models.surgery import with_width
 from cnnjax.options import Narrow
-from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import RESNET
 from cnnjax.verdict import Claim
 
@@ -60,7 +59,7 @@ SCALES = {
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe, make = adam_recipe(config, data), resnet if config.layers in (18, 34) else cifar_resnet
     if config.scale == "paper":
-        recipe = printed_recipe(RESNET, config, data, schedule=Plateau(config.learning_rate))
+        recipe = printed_recipe(RESNET, config, data)
 
     def row(shortcut) -> Variant:
         whole = summarise(resnet(34, shortcut=shortcut), (224, 224, 3))

@@ -24,7 +24,6 @@ from cnnjax.models.surgery import replace, with_init, with_width, without
 from cnnjax.models.vgg import CONFIGURATIONS, vgg
 from cnnjax.options import Narrow
 from cnnjax.train.protocols import PROTOCOLS
-from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import VGG_A, krizhevsky
 from cnnjax.verdict import Claim
 
@@ -75,7 +74,7 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe, init = adam_recipe(config, data), "he"
     if config.scale == "paper":
         seen = {"size": 256, "prepare": krizhevsky, "evaluation": PROTOCOLS["centre"]}
-        recipe = printed_recipe(VGG_A, config, data, schedule=Plateau(config.learning_rate), **seen)
+        recipe = printed_recipe(VGG_A, config, data, **seen)
         init = "glorot"
 
     def row(name: str) -> Variant:

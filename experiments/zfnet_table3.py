@@ -22,7 +22,6 @@ from cnnjax.models.chain import Chain
 from cnnjax.models.surgery import with_features, with_init, with_width, without
 from cnnjax.models.zfnet import ADJUSTED, zfnet
 from cnnjax.options import Narrow
-from cnnjax.train.recipe import Plateau
 from cnnjax.train.recipes import ZFNET
 from cnnjax.verdict import Claim
 
@@ -82,8 +81,7 @@ def variants(config: Narrow, data: Dataset) -> dict[str, Variant]:
     def row(name: str) -> Variant:
         recipe, init = adam, "he"
         if config.scale == "paper":
-            schedule = Plateau(config.learning_rate)
-            recipe, init = printed_recipe(ZFNET, config, data, crop=side(name), schedule=schedule), "normal_0.01"
+            recipe, init = printed_recipe(ZFNET, config, data, crop=side(name)), "normal_0.01"
         net = with_init(with_width(network(name, len(data.classes)), config.width), init)
         whole = summarise(network(name), (side(name), side(name), 3))
         return Variant(net=net, recipe=recipe, columns={"parameters": whole.params, "MACs": whole.macs})

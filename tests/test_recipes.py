@@ -1,6 +1,7 @@
 """Recipes: what the papers print, step by step, and that every row trains."""
 
 import dataclasses
+import importlib
 
 import chex
 import jax
@@ -102,6 +103,33 @@ def test_a_row_holds_the_numbers_of_its_paper(name):
 def test_370_thousand_iterations_of_vgg_are_its_74_epochs():
     row = RECIPES["vgg"]
     assert round(row.iterations * row.batch / IMAGENET) == 74
+
+
+# The experiments that train as a paper did, at the paper scale.
+TRAINED = {
+    "activations": "alexnet", "alexnet_layers": "alexnet", "bottleneck": "resnet", "densenet_growth": "densenet_cifar",
+    "dropout_and_augmentation": "alexnet", "ensembles": "googlenet", "googlenet_aux": "googlenet",
+    "highway_depth": "highway", "residual_lesions": "resnet_cifar", "resnet_depth": "resnet_cifar",
+    "resnet_shortcuts": "resnet", "vgg_depth": "vgg_A", "zfnet_table3": "zfnet",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_paper_scale_of_an_experiment_has_the_papers_rate_batch_and_length(name):
+    row, scale = RECIPES[TRAINED[name]], importlib.import_module(f"experiments.{name}").SCALES["paper"]
+    assert recipe.at_rate(row.schedule, scale.learning_rate) == row.schedule
+    assert scale.batch == row.batch
+    passes = row.epochs or row.iterations * row.batch / (CIFAR if "cifar" in scale.data else IMAGENET)
+    assert scale.epochs == pytest.approx(passes, rel=0.01)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_another_rate_moves_all_rates_in_proportion(name):
+    schedule = RECIPES[name].schedule
+    moved, times = recipe.at_rate(schedule, 0.5), [0, 399, 401, 2_000, 5_000, 9_000]
+    highest = max(schedule.rates) if isinstance(schedule, Drops) else schedule.rate
+    found, printed = (np.array([s(10_000)(time) for time in times]) for s in (moved, schedule))
+    np.testing.assert_allclose(found, printed * (0.5 / highest), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -72,6 +72,14 @@ class Cosine:
         return optim.cosine(self.rate, steps, warmup=round(steps * self.warmup))
 
 
+def at_rate(schedule: Any, rate: float) -> Any:
+    """The schedule with all its rates in proportion, so that the highest is `rate`."""
+    if isinstance(schedule, Drops):
+        factor = rate / max(schedule.rates)
+        return dataclasses.replace(schedule, rates=tuple(factor * each for each in schedule.rates))
+    return dataclasses.replace(schedule, rate=rate)
+
+
 # --- update rules: called with the learning rate; any function of it that gives an optax transformation will do
 
 

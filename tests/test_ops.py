@@ -76,6 +76,8 @@ CONVS = [  # input, kernel, stride, pad, groups
     # weight gradients position by position
     ((2, 17, 17, 32), (7, 1, 32, 40), 1, (3, 0), 1), ((2, 14, 13, 32), (3, 3, 32, 33), 2, 1, 1),
     ((2, 14, 13, 32), (3, 2, 32, 33), (2, 1), "SAME", 1),
+    # few features, other sizes
+    ((2, 9, 8, 12), (5, 3, 12, 6), 1, "VALID", 1), ((2, 7, 6, 12), (2, 4, 12, 5), 1, "SAME", 1),
 ]  # fmt: skip
 
 
@@ -90,9 +92,9 @@ def test_both_sizes_of_tiles_are_among_the_convolutions():
 
 
 def test_few_channels_and_big_maps_keep_the_direct_sum():
-    assert winograd.best(2, 224, 224, 3, 64) is None and winograd.best(64, 32, 32, 16, 16) is None
+    assert winograd.best(2, 224, 224, 3, 64) is None and winograd.best(64, 32, 32, 8, 8) is None
     assert winograd.best(2, 56, 56, 256, 256) == 4 and winograd.best(8, 7, 7, 512, 512) == 2
-    assert winograd.best(2, 224, 224, 64, 64, limit=winograd.CACHED) is None
+    assert winograd.best(2, 224, 224, 64, 64) is None and winograd.best(2, 224, 224, 64, 64, gradient=True) == 4
 
 
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 2)), ((4, 3), (3, 4))])

@@ -1,6 +1,7 @@
 """Convolution: the plain form, and what is faster on XLA:CPU."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -49,15 +50,38 @@ def _dots(x, kernel, *, stride, padding):
     """One matrix product."""
     columns = windows(x, (kernel.shape[0], kernel.shape[1]), stride, padding)
     patches = columns[0] if len(columns) == 1 else jnp.concatenate(columns, axis=-1)
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
+    return product(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+@jax.custom_vjp
+def product(x, kernel):
+    """x @ kernel, [..., in] by [in, out].
+
+    JAX's own gradient of the kernel comes out as its transpose, for which XLA:CPU writes the outputs' gradient anew,
+    column by column: twice the time of all that follows.
+    """
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(residuals, g):
+    x, kernel = residuals
+    rows, columns = (each.reshape(-1, each.shape[-1]) for each in (x, g))
+    return (columns @ kernel.T).reshape(x.shape), lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _direct(x, kernel, stride, padding):
     """A convolution whose value and whose two gradients each have the form that is fastest for its shapes."""
-    if toeplitz_pays(x, kernel, stride, padding) and kernel.shape[3] < 8:
+    if toeplitz_pays(x, kernel, stride, padding) and math.prod(kernel.shape[:3]) >= 25:
         return toeplitz(x, kernel)
-    if m := _winograd(x, kernel, stride, padding, limit=winograd.CACHED):
+    if m := _winograd(x, kernel, stride, padding):
         return winograd.conv(x, kernel, padding=padding, m=m)
     return reference(x, kernel, stride=stride, padding=padding)
 
@@ -71,14 +95,13 @@ def _backward(stride, padding, residuals, g):
     if toeplitz_pays(x, kernel, stride, padding):
         return jax.vjp(toeplitz, x, kernel)[1](g)
     plain = functools.partial(reference, stride=stride, padding=padding)
-    m = _winograd(x, kernel, stride, padding)
-    if m and max(map(max, padding)) <= 2:
+    if kernel.shape[:2] == (3, 3) and stride == (1, 1) and max(map(max, padding)) <= 2:
         flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
         opposite = tuple((2 - before, 2 - after) for before, after in padding)
         dx = _direct(g, flipped, stride, opposite)
     else:
         (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)
-    if m:
+    if m := _winograd(x, kernel, stride, padding, gradient=True):
         return dx, winograd.kernel_gradient(x, g, padding=padding, m=m)
     return dx, _kernel_gradient(x, kernel, g, stride, padding, plain)
 
@@ -95,11 +118,11 @@ def _kernel_gradient(x, kernel, g, stride: Pair, padding: Pads, plain: Callable)
     return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(g)[0]
 
 
-def _winograd(x, kernel, stride, padding, *, limit: int | None = None) -> int | None:
+def _winograd(x, kernel, stride, padding, *, gradient: bool = False) -> int | None:
     """The m of `winograd` that pays here."""
     if kernel.shape[:2] != (3, 3) or stride != (1, 1) or x.dtype.itemsize < 4:
         return None
-    return winograd.best(x.shape[0], *out_size(x, kernel, stride, padding), *kernel.shape[2:], limit=limit)
+    return winograd.best(x.shape[0], *out_size(x, kernel, stride, padding), *kernel.shape[2:], gradient=gradient)
 
 
 def toeplitz_pays(x, kernel, stride: Pair, padding: Pads) -> bool:
@@ -109,14 +132,24 @@ def toeplitz_pays(x, kernel, stride: Pair, padding: Pads) -> bool:
 
 
 def toeplitz(x, kernel):
-    """All outputs of a row from all pixels of `kh` rows: one product with a banded matrix, for few channels."""
+    """Some outputs of a row from all pixels that they see: one product with a banded matrix, for few channels.
+
+    Of so many at a time that the product has at least 24 columns: with fewer it is slow, with more it has more zeros.
+    """
     (batch, height, width, channels), (kh, kw, _, features) = x.shape, kernel.shape
     down, across = height - kh + 1, width - kw + 1
-    # A row of the kernel and `width + 1 - kw` zeros, repeated, is the band: every repetition starts a pixel later.
-    row = jnp.pad(kernel, ((0, 0), (0, width + 1 - kw), (0, 0), (0, 0)))[:, None]
-    band = jnp.broadcast_to(row, (kh, across, width + 1, channels, features))
-    band = band.reshape(kh, across * (width + 1), channels, features)[:, : across * width]
-    band = band.reshape(kh, across, width, channels, features).transpose(0, 2, 3, 1, 4)
-    rows = x.reshape(batch, height, width * channels)
+    outputs = min(across, -(-24 // features))
+    tiles, seen = -(-across // outputs), outputs + kw - 1
+    # A row of the kernel and as many zeros as there are outputs, repeated, is the band: every repetition starts a
+    # pixel later.
+    row = jnp.pad(kernel, ((0, 0), (0, outputs), (0, 0), (0, 0)))[:, None]
+    band = jnp.broadcast_to(row, (kh, outputs, seen + 1, channels, features))
+    band = band.reshape(kh, outputs * (seen + 1), channels, features)[:, : outputs * seen]
+    band = band.reshape(kh, outputs, seen, channels, features).transpose(0, 2, 3, 1, 4)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, tiles * outputs - across), (0, 0)))
+    rows = x.reshape(batch, height, -1)
+    starts = range(0, tiles * outputs * channels, outputs * channels)
+    rows = jnp.stack([rows[:, :, start : start + seen * channels] for start in starts], axis=2)
     rows = jnp.concatenate([rows[:, i : i + down] for i in range(kh)], axis=-1)
-    return (rows @ band.reshape(-1, across * features)).reshape(batch, down, across, features)
+    found = product(rows, band.reshape(-1, outputs * features))
+    return found.reshape(batch, down, tiles * outputs, features)[:, :, :across]

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import platform
 import re
@@ -52,6 +53,13 @@ def host_memory_mb() -> int:
         return round(int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
     unit = 1 if sys.platform == "darwin" else 1024  # the bytes in which the system counts
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+def free_memory_mb() -> float:
+    """What more processes may take before there is no memory, in MB; infinity where that cannot be told."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024 / 1e6
+    return math.inf
 
 
 def environment() -> dict[str, Any]:

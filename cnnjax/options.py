@@ -21,13 +21,31 @@ if TYPE_CHECKING:  # NumPy and its company load when the images do, so that --he
     from cnnjax.data.splits import Dataset
 
 
+class Checked:
+    """Options that say what is wrong with them."""
+
+    def at_least(self, **least: int) -> None:
+        """Raises `CnnjaxError` for an option, given by its name, that is smaller than this; None is not."""
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise CnnjaxError(f"{_option(name)} is {value}; it must be at least {smallest}")
+
+    def positive(self, *names: str) -> None:
+        """Raises `CnnjaxError` for an option that is not a finite number above 0; None is fine."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise CnnjaxError(f"{_option(name)} is {value}; it must be a number above 0")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Checked):
     """What every command can be asked that works in a folder of its own."""
 
     workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the run, by default one in runs/ with a name of its own. The same command again goes on there, or shows
-    again what came out."""
+    """Folder of the run, by default one in runs/ with a name of its own. The same command again goes on there; what is
+    finished is not done again."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Take all options from this config.json of an earlier run; options that are given beside it win."""
     fresh: bool = False
@@ -50,20 +68,6 @@ class Options:
             name: list(map(_plain, value)) if isinstance(value, tuple) else _plain(value)
             for name, value in fields.items()
         }
-
-    def at_least(self, **least: int) -> None:
-        """Raises `CnnjaxError` for an option, given by its name, that is smaller than this; None is not."""
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise CnnjaxError(f"{_option(name)} is {value}; it must be at least {smallest}")
-
-    def positive(self, *names: str) -> None:
-        """Raises `CnnjaxError` for an option that is not a finite number above 0; None is fine."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise CnnjaxError(f"{_option(name)} is {value}; it must be a number above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

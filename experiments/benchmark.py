@@ -24,13 +24,14 @@ import pickle
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
 from cnnjax import figures, machine, page, runfolder
 from cnnjax.errors import CnnjaxError, exit_with_error, unknown
+from cnnjax.options import Checked
 
 NETWORKS = {  # catalogue name: size of the batch
     "lenet5": 128, "alexnet": 16, "googlenet_v1": 4, "vgg16": 2, "resnet50": 8, "inception_v3": 2, "densenet121": 4,
@@ -52,11 +53,12 @@ OURS = ("ours", "control", "reference")
 # faults. One arena that keeps what it has cures it, in every library alike.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the largest logit
+SPARE = 1.3  # times the memory of the largest peer so far must be free for another
 NOISE = 0.05  # a control farther than this from ours says that the machine is not quiet
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Speed beside the peers, in one run."""
 
     workdir: Path = Path("runs/benchmark")
@@ -81,6 +83,10 @@ class Options:
     """Divides every network's numbers of maps, to try the command out."""
     fresh: bool = False
     """Start over; the folder that is there is kept under another name."""
+
+    def __post_init__(self):
+        self.at_least(rounds=1, batch=1, narrow=1)
+        self.positive("seconds")
 
 
 # --- one peer in its process ------------------------------------------------------------------------------------------
@@ -171,7 +177,8 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 def race(task: Any, peers: tuple[str, ...], options: Options) -> dict[str, dict[str, Any]]:
     """Every peer's slices, in turn, round after round: by peer what it said of itself, seconds a call, and memory.
 
-    Raises `CnnjaxError` where two do not compute the same.
+    A peer for which there is no memory is left out, the copies of ours first. Raises `CnnjaxError` where two do not
+    compute the same.
     """
     settings = {**ALLOCATOR, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     settings |= {"OMP_NUM_THREADS": "1"} if options.clock == "cpu" else {}
@@ -180,9 +187,14 @@ def race(task: Any, peers: tuple[str, ...], options: Options) -> dict[str, dict[
         path = Path(folder) / "task"
         path.write_bytes(pickle.dumps(task))
         try:
-            for peer in (*peers, "peak"):  # one after the other: each compiles alone
-                racers.append(Racer(peer, path, options.clock == "cpu"))
-            _agree({racer.peer: racer.said for racer in racers[:-1]}, task)
+            largest = 0.0
+            for peer in sorted(peers, key=OURS[1:].__contains__):  # one after the other: each compiles alone
+                if (free := machine.free_memory_mb()) > SPARE * largest:
+                    racers.append(Racer(peer, path, options.clock == "cpu"))
+                    largest = max(largest, free - machine.free_memory_mb())
+            _agree({racer.peer: racer.said for racer in racers}, task)
+            racers.sort(key=lambda racer: peers.index(racer.peer))
+            racers.append(Racer("peak", path, options.clock == "cpu"))
             for racer in racers:
                 racer.race(options.clock)
                 racer.calls = max(1, round(options.seconds / racer.race(options.clock)))
@@ -249,7 +261,8 @@ def measure(name: str, mode: str, peers: tuple[str, ...], options: Options) -> d
     said, batch = race(task, peers, options), len(task.images)
     peak = said.pop("peak")
     operations = 2 * macs * batch * (3 if mode == "train" else 1)
-    fastest = min(statistics.median(said[peer]["times"]) for peer in said if peer not in OURS or len(peers) == 1)
+    rivals = [peer for peer in said if peer not in OURS] or ["ours"]
+    fastest = min(statistics.median(said[peer]["times"]) for peer in rivals)
     return {
         "network": name, "mode": mode, "batch": batch,
         "peak_gflops": peak["operations"] / min(peak["times"]) / 1e9,
@@ -285,20 +298,24 @@ def table(row: dict[str, Any]) -> page.Table:
 
 def overview(rows: list[dict[str, Any]]) -> page.Table:
     """Ours beside each peer: how many times as fast, by medians; the last line is the geometric mean."""
-    peers = [peer for peer in rows[0]["peers"] if peer != "ours"]
+    peers = list(dict.fromkeys(peer for row in rows for peer in row["peers"] if peer != "ours"))
 
     def times(row: dict[str, Any], peer: str) -> float:
-        return row["peers"][peer]["median"] / row["peers"]["ours"]["median"]
+        """How many times as long the peer took; nan where it was left out."""
+        return row["peers"].get(peer, {"median": math.nan})["median"] / row["peers"]["ours"]["median"]
+
+    def mean(values: Iterable[float]) -> float:
+        return math.exp(statistics.fmean(math.log(value) for value in values if not math.isnan(value)))
 
     lines = [
         [f"{row['network']}, {row['mode']}, {row['batch']}", f"{row['peers']['ours']['ratio']:.2f}"]
-        + [f"{times(row, peer):.2f}" for peer in peers]
+        + [f"{times(row, peer):.2f}".replace("nan", "–") for peer in peers]
         for row in rows
     ]
-    means = [math.exp(statistics.fmean(math.log(times(row, peer)) for row in rows)) for peer in peers]
-    ratio = math.exp(statistics.fmean(math.log(row["peers"]["ours"]["ratio"]) for row in rows))
+    means = [mean(row["peers"]["ours"]["ratio"] for row in rows)]
+    means += [mean(times(row, peer) for row in rows) for peer in peers]
     headings = ["network, mode, batch", "to the fastest peer", *(f"to {peer}" for peer in peers)]
-    return page.Table(headings, [*lines, ["geometric mean", f"{ratio:.2f}", *(f"{mean:.2f}" for mean in means)]])
+    return page.Table(headings, [*lines, ["geometric mean", *(f"{each:.2f}" for each in means)]])
 
 
 def write(folder: Path, record: dict[str, Any], rows: list[dict[str, Any]], absent: list[str]) -> None:
@@ -312,6 +329,9 @@ def write(folder: Path, record: dict[str, Any], rows: list[dict[str, Any]], abse
         notes.append(f"The control is more than {NOISE:.0%} off ours in {', '.join(noisy)}: read those with care.")
     if absent:
         notes.append(f"Not installed, and so not raced: {', '.join(absent)}.")
+    for row in rows:
+        if left_out := [peer for peer in record["peers"] if peer not in row["peers"]]:
+            notes.append(f"No memory was left in {row['network']}, {row['mode']}, for {', '.join(left_out)}.")
     chart = [(f"{r['network']} {r['mode']}", {p: o["ratio"] for p, o in r["peers"].items()}) for r in rows]
     caption = "Speed of each peer as a ratio to the fastest one that is not ours, by medians."
     environment = machine.environment()

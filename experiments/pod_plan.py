@@ -28,13 +28,14 @@ from typing import Any, Literal
 from cnnjax import figures, page, runfolder
 from cnnjax.analysis import pod
 from cnnjax.errors import CnnjaxError, exit_with_error, unknown
+from cnnjax.options import Checked
 
 NOTE = "Compiled ahead of time on a machine without a TPU. Nothing was measured on a TPU; every time is an estimate."
 Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Checked):
     """Compiles the training step for TPU slices, and says what it needs there."""
 
     model: tuple[str, ...] = ("resnet50",)
@@ -55,10 +56,7 @@ class Options:
     """Folder of pod_plan.json, .md and .svg; what is in the .json already is not compiled again."""
 
     def __post_init__(self):
-        for name, least in {"batch_per_chip": 1, "search": 0}.items():
-            if getattr(self, name) < least:
-                option = "--" + name.replace("_", "-")
-                raise CnnjaxError(f"{option} is {getattr(self, name)}; it must be at least {least}")
+        self.at_least(batch_per_chip=1, search=0)
 
 
 # --- compiling --------------------------------------------------------------------------------------------------------

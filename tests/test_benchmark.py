@@ -49,10 +49,21 @@ def test_peers_that_compute_something_else_are_refused(change, message):
 @pytest.mark.parametrize("options, message", [
     ({"only": ("lenet6",)}, "unknown network of the benchmark 'lenet6'"),
     ({"peers": ("tensorflow",)}, "unknown peer 'tensorflow'"),
+    ({"rounds": 0}, "--rounds is 0; it must be at least 1"),
+    ({"seconds": float("nan")}, "--seconds is nan; it must be a number above 0"),
 ])  # fmt: skip
-def test_unknown_names_are_refused(options, message, tmp_path):
+def test_mistakes_are_refused(options, message, tmp_path):
     with pytest.raises(CnnjaxError, match=message):
         benchmark.main(dataclasses.replace(TINY, workdir=tmp_path, **options))
+
+
+def test_a_peer_for_which_there_is_no_memory_is_left_out(monkeypatch):
+    free = iter([1000.0, 600.0, 510.0])  # before ours, after it, and before the control, which would take 400 too
+    monkeypatch.setattr(benchmark.machine, "free_memory_mb", lambda: next(free))
+    row = benchmark.measure("lenet5", "infer", ("ours", "control"), TINY)
+    assert list(row["peers"]) == ["ours"]
+    both = {**row, "peers": {**row["peers"], "control": row["peers"]["ours"]}}
+    assert [line[2] for line in benchmark.overview([row, both]).rows] == ["–", "1.00", "1.00"]
 
 
 def test_peers_that_are_not_installed_are_named(monkeypatch):

@@ -192,9 +192,10 @@ def ours(net: Chain, tensors: Mapping[str, np.ndarray], image_shape: tuple[int, 
         raise error
     variables: dict[str, Any] = {}
     for name, (place, shape) in want.items():
-        value = _aligned(shape)
-        value[...] = _finite(name, np.asarray(tensors[name]))
-        _put(variables, place, value)
+        taken = _aligned(shape)
+        for start, value in _pieces(tensors, name):
+            taken[start : start + len(value)] = _finite(name, value)
+        _put(variables, place, taken)
     return variables
 
 

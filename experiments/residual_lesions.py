@@ -35,7 +35,7 @@ from cnnjax.models.layers import Norm
 from cnnjax.models.resnet import cifar_plain, cifar_resnet
 from cnnjax.models.surgery import with_features, with_init, with_width, without
 from cnnjax.models.vgg import vgg
-from cnnjax.options import Config
+from cnnjax.options import Narrow
 from cnnjax.page import Picture
 from cnnjax.train.evaluate import evaluate
 from cnnjax.train.feed import Prepare
@@ -53,33 +53,19 @@ CLAIMS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Config):
-    """The options of networks that lose a block."""
+class Settings(Narrow):
+    """The options of networks that lose a block. VGG has a quarter of the width."""
 
     depth: int = 20
     """Layers of the ResNet and of the plain network, 6n + 2."""
-    width: float = 0.5
-    """Width of every network but VGG, relative to the paper's; VGG has a quarter of that."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.positive("width")
 
 
-LAB = Settings(scale="lab", seeds=3, size=16, epochs=8, batch=64, learning_rate=3e-3, bar=4)
+LAB = Settings(scale="lab", width=0.5, seeds=3, size=16, epochs=8, batch=64, learning_rate=3e-3, bar=4)
 SMOKE = dataclasses.replace(LAB, scale="smoke", seeds=2, size=8, depth=14, width=0.125, epochs=0.1)
 PAPER = dataclasses.replace(
-    LAB,
-    scale="paper",
-    data="cifar10",
-    size=None,
-    depth=110,
-    width=1,
-    epochs=163.84,
-    batch=128,
-    learning_rate=0.1,
+    LAB, scale="paper", data="cifar10", size=None, depth=110, width=1, epochs=163.84, batch=128, learning_rate=0.1,
     bar=8,
-)
+)  # fmt: skip
 SCALES = {"smoke": SMOKE, "lab": LAB, "paper": PAPER}
 
 

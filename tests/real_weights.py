@@ -4,7 +4,7 @@
 
 Loads 13 convolutions trained on ImageNet into VGG-D, computes the features of `cats_and_dogs/train` and `validation`,
 and fits a logistic regression on the former. The rows beside it are what goes wrong without an error: channels in the
-other order, inputs of 0 to 1, and no training at all. About 0.5 s a photo and row on two cores.
+other order, inputs of 0 to 1, and no training at all. Two photos at a time stay in the caches: 0.1 s a photo and row on two cores.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def photos(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([conform(CAFFE, decode(path)) for path in paths]), np.array([p.parent.name == "dog" for p in paths])
 
 
-def score(data: Path, row: str, batch: int = 16) -> float:
+def score(data: Path, row: str, batch: int = 2) -> float:
     """The accuracy on the validation photos."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler

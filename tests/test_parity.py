@@ -30,7 +30,13 @@ CASES = {
     "onnx": {"alexnet": 224, "zfnet512": 224, "googlenet": 224, "resnet50": 224},
 }
 # fmt: on
-TABLE = [(source, architecture, size) for source, row in CASES.items() for architecture, size in row.items()]
+# Ours is 1e-6 from the same network in float64, onnxruntime 1.1e-4 from both; what it does otherwise is not known yet.
+UNEXPLAINED = pytest.mark.xfail(reason="onnxruntime's ResNet-50 differs by 1.1e-4", strict=True)
+TABLE = [
+    pytest.param(source, name, size, marks=[UNEXPLAINED] if (source, name) == ("onnx", "resnet50") else [])
+    for source, row in CASES.items()
+    for name, size in row.items()
+]
 
 
 @pytest.mark.parametrize(("source", "architecture", "size"), TABLE, ids=lambda value: str(value))

@@ -1,12 +1,13 @@
 """Speed beside the peers: seven networks, inference and training steps, against four libraries in one run.
 
-Claim: The networks here are several times faster than the same networks written with Flax's own layers, and on a CPU
-    about as fast as PyTorch, which has hand-written kernels.
+Claim: On a CPU the networks here are about twice as fast as the same networks written with Flax's own layers, and about
+    as fast as PyTorch, which has hand-written kernels.
 Source: No paper. The peers are Flax (`nn.Conv`, `nn.BatchNorm`), Keras 3 on JAX, and PyTorch eager, channels-last and
     through `torch.compile`, each written with its own layers from the same table and given the same weights; that
     parameters, logits and, without dropout, losses are equal is asserted before anything is timed.
 Command: python -m experiments.benchmark
-Cost: 45 minutes on 2 CPU cores, most of it compiling; 16 GB of memory for eight copies of VGG-16 in training.
+Cost: An hour on 2 CPU cores, most of it compiling. Eight copies of VGG-16 in training want more than 24 GB; where
+    memory is short, peers are left out.
 Expected: The ratios in docs/performance.md. Ratios carry over to other machines better than seconds do.
 Departures: Ours is timed as it is meant to be used: at inference with batch normalisation folded into the convolutions.
     No peer folds by itself. Every peer has a process of its own, all with the same settings of the memory allocator,

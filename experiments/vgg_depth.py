@@ -73,8 +73,7 @@ def column(name: str, classes: int = 1000) -> Chain:
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
     recipe, init = adam_recipe(config, data), "he"
     if config.scale == "paper":
-        seen = {"size": 256, "prepare": krizhevsky, "evaluation": PROTOCOLS["centre"]}
-        recipe = printed_recipe(VGG_A, config, data, **seen)
+        recipe = printed_recipe(VGG_A, config, data, size=256, prepare=krizhevsky, evaluation=PROTOCOLS["centre"])
         init = "glorot"
 
     def row(name: str) -> Variant:

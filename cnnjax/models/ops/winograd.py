@@ -22,8 +22,8 @@ class Transform(NamedTuple):
     """Lavin & Gray 2016, equations 10 and 15, and what a transformed value costs, in multiply-adds of a product.
 
     `value`: of the tiles and outputs. `weight`: of the kernel. Fitted to XLA:CPU's times for the 35 shapes that the
-    benchmark's networks have: on the same timings the choices that follow are on average
-    2 % slower than the fastest, 7 % for the gradient of the kernel.
+    benchmark's networks have: on the same timings the choices that follow are on average 2 % slower than the fastest,
+    7 % for the gradient of the kernel.
     """
 
     inputs: np.ndarray

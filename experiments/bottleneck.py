@@ -49,7 +49,7 @@ class Settings(Narrow):
         self.at_least(blocks=1)
 
 
-LAB = Settings(scale="lab", width=0.125, seeds=5, epochs=8, batch=64, learning_rate=2e-3, bar=4)
+LAB = Settings(scale="lab", width=0.125, seeds=5, epochs=16, batch=64, learning_rate=3e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, size=14, blocks=1, width=1 / 16, epochs=0.1),
     "lab": LAB,

@@ -50,7 +50,7 @@ class Settings(Config):
         self.at_least(maps=1)
 
 
-LAB = Settings(scale="lab", seeds=5, maps=16, epochs=10, batch=64, learning_rate=1e-3, bar=4)
+LAB = Settings(scale="lab", seeds=5, maps=16, epochs=16, batch=64, learning_rate=3e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, maps=4, epochs=0.25),
     "lab": LAB,

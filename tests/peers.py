@@ -27,10 +27,13 @@ def library(name: str) -> Any:
     return pytest.importorskip(name, reason="parity needs the extra `peers`")
 
 
-def value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights that keep the scale; normalisations whose every array matters."""
+def value(rng: np.random.Generator, name: str, shape: tuple[int, ...], *, outputs: int = 0) -> np.ndarray:
+    """Weights that keep the scale, so that logits tell images apart; normalisations whose every array matters.
+
+    outputs: the axis of a kernel that counts what it computes.
+    """
     if len(shape) > 1:
-        fan_in = np.prod(shape) / (shape[0] if "/" not in name else shape[-1])
+        fan_in = np.prod(shape) / shape[outputs]
         return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
     if name.endswith(("var", "variance", "gamma", "weight", "_s_0", "_riv_0")):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
@@ -57,7 +60,7 @@ def keras_case(model: Any, seed: int) -> Case:
     rng, tensors = np.random.default_rng(seed), {}
     for layer in model.layers:
         for weight in layer.weights:
-            tensors[f"{layer.name}/{weight.name}"] = value(rng, f"/{weight.name}", tuple(weight.shape))
+            tensors[f"{layer.name}/{weight.name}"] = value(rng, weight.name, tuple(weight.shape), outputs=-1)
             weight.assign(tensors[f"{layer.name}/{weight.name}"])
     return tensors, lambda images: np.asarray(model(images, training=False))
 
@@ -127,5 +130,6 @@ ONNX = {
     "alexnet": "bvlc_alexnet",
     "googlenet": "inception_v1",
     "zfnet512": "zfnet512",
+    "vgg19": "vgg19",
     "resnet50": "resnet50",
 }

@@ -559,6 +559,6 @@ PORTS: dict[str, dict[str, Port]] = {
         "zfnet512": Port(_zfnet512, CAFFE_SAME),
         "googlenet": Port(lambda classes: _floor(googlenet(classes=classes)), CAFFE_GOOGLENET),
         **{name: Port(_VGG[name], CAFFE_SAME) for name in ("vgg16", "vgg19")},
-        "resnet50": Port(partial(resnet, 50), CAFFE2_RESNET),
+        "resnet50": Port(partial(resnet, 50, stride_on="3x3"), CAFFE2_RESNET),
     },
 }

@@ -51,7 +51,7 @@ class Settings(Narrow):
         self.at_least(modules=2)
 
 
-LAB = Settings(scale="lab", width=0.125, seeds=3, epochs=10, batch=64, learning_rate=1e-3, bar=4)
+LAB = Settings(scale="lab", width=0.125, seeds=3, epochs=16, batch=64, learning_rate=2e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, width=1 / 32, modules=2, epochs=0.1),
     "lab": LAB,

@@ -50,7 +50,7 @@ class Settings(Narrow):
         self.at_least(stages=1)
 
 
-LAB = Settings(scale="lab", seeds=3, size=32, channels=1, width=0.125, epochs=10, batch=64, learning_rate=1e-3, bar=4)
+LAB = Settings(scale="lab", seeds=3, size=32, channels=1, width=0.125, epochs=14, batch=64, learning_rate=2e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, size=28, width=1 / 32, stages=2, epochs=0.05),
     "lab": LAB,

@@ -3,28 +3,28 @@
 Claim: A LeNet that is trained with dropout, on pictures that are turned and blurred at random and whose histograms are
     equalised, recognises at least 94 of 100 German traffic signs that it has not seen; the lecture's recognised 96.8.
 Source: The lecture on LeNet, traffic signs: 20 epochs, batches of 128, Adam with 0.001, keep-prob 0.7; accuracy 0.968
-    in validation and 0.955 on the test set. The error of the former stands in the table, at the row with all three.
+    in validation, whose error is in the table at the row with all three, and 0.955 on the test set.
 Command: python -m experiments.lenet_traffic_signs --data npz:gtsrb.npz
 Cost: smoke: a minute on 2 CPU cores. lab: 20 minutes there. paper: three times that.
-Expected: lab: 12 % validation error without any of the devices, with every third picture of the training set; less
-    than half of that with dropout and distortion. Equalised histograms cost 5 points.
+Expected: lab: 12 % validation error with neither device, less than half of that with both; equalising costs 5 points.
 Departures: The lecture does not say how its validation signs were chosen. The pictures of one sign, a "track", are
-    nearly alike, so whole tracks are set aside, a fifth of every class; by single pictures the error would be
-    flattered. Every picture is brought to mean 0 and variance 1, which does most of equalising's work: "lenet" is
-    without it, "equalised" has all three devices. Distortion takes a large part of a picture too, pools take the
-    maximum, the rate falls on half a cosine, and the lab scale, for a part of the pictures, has 60 epochs at twice
-    the rate. The smoke scale sees handwritten digits. The archive holds image uint8 [N, 32, 32, 3], label [N] in the
-    order of the German Traffic Sign Recognition Benchmark, and track [N], equal where pictures show the same sign.
+    nearly alike, so whole tracks are set aside, a fifth of every class. Pictures are brought to mean 0 and variance 1,
+    which does most of equalising's work: "lenet" is without it, "equalised" has all three devices. Distortion takes a
+    large part of a picture too, pools take the maximum, the rate falls on half a cosine; the lab scale has 60 epochs at
+    0.003 and a decoupled decay of 0.1. The smoke scale sees digits. The archive holds image uint8 [N, 32, 32, 3],
+    label [N] in the benchmark's order, and track [N], equal for one sign.
 """
 
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 
 from cnnjax import figures
@@ -46,8 +46,7 @@ from cnnjax.train.state import variables
 from cnnjax.verdict import Claim
 
 BOTH = ("distortion", "dropout")
-ROWS = {"lenet": BOTH, "equalised": (*BOTH, "equalisation"), "no-distortion": BOTH[1:], "no-dropout": BOTH[:1],
-        "neither": ()}  # fmt: skip
+ROWS = {"lenet": BOTH, "equalised": (*BOTH, "levels"), "no-distortion": BOTH[1:], "no-dropout": BOTH[:1], "neither": ()}
 CLAIMS = (
     Claim("at least 94 of 100 signs are recognised", {"lenet": 1}, below=6),
     Claim("without dropout and distortion it is worse", {"neither": 1, "lenet": -1}, above=0),
@@ -73,7 +72,7 @@ class Settings(Config):
 
 
 LAB = Settings(
-    scale="lab", data="npz:gtsrb.npz", seeds=3, size=32, channels=1, epochs=60, batch=128, learning_rate=2e-3, bar=8
+    scale="lab", data="npz:gtsrb.npz", seeds=3, size=32, channels=1, epochs=60, batch=128, learning_rate=3e-3, bar=8
 )
 SMOKE = dataclasses.replace(LAB, scale="smoke", data="mnist5k", seeds=2, epochs=0.5)
 PAPER = dataclasses.replace(LAB, scale="paper", seeds=5, epochs=20, learning_rate=1e-3)
@@ -81,18 +80,18 @@ SCALES = {"smoke": SMOKE, "lab": LAB, "paper": PAPER}
 
 
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
-    height, width = data.train.image.shape[1:3]
-    parts = RandomResizedCrop((height, width), area=(0.75, 1.0), aspect=(0.9, 1.1))
+    parts = RandomResizedCrop(data.train.image.shape[1:3], area=(0.8, 1.0), aspect=(0.95, 1.05))
+    rule = optax.adam if config.scale == "paper" else partial(optax.adamw, weight_decay=0.1)
 
     def variant(*devices: str) -> Variant:
-        pool = MaxPool(2, stride=2)
-        net = replace(lenet5(len(data.classes), act="relu"), S2=pool, S4=pool)
+        net = replace(lenet5(len(data.classes), act="relu"), S2=MaxPool(2, stride=2), S4=MaxPool(2, stride=2))
         if "dropout" in devices:
             net = replace(net, C5=net["C5"].clone(dropout=0.3), F6=net["F6"].clone(dropout=0.3))
-        steps = [parts, Rotate(5.0), Blur((0.1, 0.6))] if "distortion" in devices else []
-        steps += [Equalise()] if "equalisation" in devices else []
+        steps = [parts, Rotate(5.0), Blur((0.1, 0.6))] * ("distortion" in devices)
+        steps += [Equalise()] * ("levels" in devices)
         prepare = Prepare(Transform(scale=255), Compose((*steps, StandardiseEach())))
-        return Variant(net=net, recipe=dataclasses.replace(adam_recipe(config, data), prepare=prepare), measure=measure)
+        recipe = dataclasses.replace(adam_recipe(config, data), prepare=prepare, optimiser=rule)
+        return Variant(net=net, recipe=recipe, measure=measure)
 
     return {name: variant(*devices) for name, devices in ROWS.items()}
 

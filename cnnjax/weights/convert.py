@@ -22,7 +22,7 @@ from cnnjax.weights.paths import Site, sites
 from cnnjax.weights.ports import PORTS, Port
 from cnnjax.weights.tensors import Tensors, not_finite
 
-ROWS = 64  # of a dense kernel that are turned at a time: more fall out of the processor's cache
+BLOCK = 64, 512  # outputs and inputs of a kernel that are turned at a time: more fall out of the processor's cache
 ALIGNMENT = 64
 
 
@@ -306,15 +306,15 @@ def _take(leaf: Leaf, taken: np.ndarray, start: int, value: np.ndarray) -> None:
     if not leaf.torch_layout or len(leaf.shape) == 1:
         whole = value.size == math.prod(leaf.shape)
         taken[... if whole else slice(start, stop)] = value.reshape(leaf.shape) if whole else value
-    elif len(leaf.shape) == 4:
-        taken[..., start:stop] = value.transpose(2, 3, 1, 0)
-    else:
-        value = value.reshape(-1, leaf.shape[0])  # what was a convolution of one position, or has ones before
-        maps = leaf.maps if leaf.maps > 1 else leaf.shape[0]
-        source, target = value.reshape(len(value), maps, -1), taken.reshape(-1, maps, leaf.shape[1])
-        for i in range(0, len(value), ROWS):
-            part = source[i : i + ROWS].transpose(2, 1, 0)
-            target[..., start + i : start + i + part.shape[-1]] = part
+    else:  # [out, in, positions] there, [positions, in, out] here
+        maps = leaf.shape[2] if len(leaf.shape) == 4 else leaf.maps if leaf.maps > 1 else leaf.shape[0]
+        outputs = leaf.shape[-1]
+        source, target = value.reshape(-1, maps, taken.size // (outputs * maps)), taken.reshape(-1, outputs)
+        rows, columns = BLOCK
+        for i in range(0, len(source), rows):
+            some = source[i : i + rows].transpose(0, 2, 1).reshape(-1, len(target))
+            for j in range(0, len(target), columns):
+                target[j : j + columns, start + i : start + i + len(some)] = some[:, j : j + columns].T
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

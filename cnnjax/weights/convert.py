@@ -16,13 +16,14 @@ import numpy as np
 
 from cnnjax.data.images import Transform
 from cnnjax.errors import CnnjaxError, differences, unknown
+from cnnjax.models import ops
 from cnnjax.models.chain import Chain
 from cnnjax.models.layers import BatchNorm, Dense
 from cnnjax.weights.paths import Site, sites
 from cnnjax.weights.ports import PORTS, Port
 from cnnjax.weights.tensors import Tensors, not_finite
 
-BLOCK = 64, 512  # outputs and inputs of a kernel that are turned at a time: more fall out of the processor's cache
+BLOCK = 16, 2048  # outputs and inputs of a kernel that are turned at a time: more fall out of the processor's cache
 ALIGNMENT = 64
 
 
@@ -211,7 +212,8 @@ def _named(variables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...],
 
 
 def _shapes(net: Chain, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    return jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
+    with ops.reference_forms(True):  # quicker to trace
+        return jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
 
 
 def _put(variables: dict[str, Any], place: tuple[str, ...], value: np.ndarray) -> None:

@@ -274,11 +274,13 @@ def kept(
     """What `measure` gives for (folder, record) is written as a report and shown, and kept as `results.json`.
 
     `record`: what `config.json` is to hold; `measure` writes it when it knows that what is asked for can be done. What
-    is there already is only shown.
+    is there already is only shown, unless it has fewer seeds than are asked for: then `measure` is called again.
     """
     folder, record = config.folder(name), {"experiment": name, **config.record()}
     finished = folder / "results.json"
-    with runfolder.opened(folder, record, fresh=config.fresh):
+    with runfolder.opened(folder, record, fresh=config.fresh, growing=("seeds",)):
+        if finished.exists() and runfolder.read_json(folder / "config.json") != record:
+            finished.unlink()
         if not finished.exists():
             results = measure(folder, record)
             write(folder, results)

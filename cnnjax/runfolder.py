@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, config: dict[str, Any], *, fresh: bool = False) -> Iterator[None]:
+def opened(
+    folder: Path, config: dict[str, Any], *, fresh: bool = False, growing: Collection[str] = ()
+) -> Iterator[None]:
     """Makes `folder` ours until the block ends: nobody else in it, and no other run's results.
 
     fresh: what is there is renamed to `FOLDER.1` (the first free number), and an empty folder takes its place.
+    growing: numbers of the configuration that may be larger than there, for what is there is then a part of the run.
     Raises `CnnjaxError` where the folder cannot be written, is in use, or holds another run or something else.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_locked(folder))
-        _refuse_another_run(folder, None if fresh else config)
+        _refuse_another_run(folder, None if fresh else config, growing)
         if fresh and (folder / "config.json").exists():
             number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
             folder.rename(folder.with_name(f"{folder.name}.{number}"))
@@ -84,7 +87,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_another_run(folder: Path, config: dict[str, Any] | None) -> None:
+def _refuse_another_run(folder: Path, config: dict[str, Any] | None, growing: Collection[str]) -> None:
     path = folder / "config.json"
     if not path.exists():
         if strangers := sorted(p.name for p in folder.iterdir() if p.name != ".lock"):
@@ -94,7 +97,8 @@ def _refuse_another_run(folder: Path, config: dict[str, Any] | None) -> None:
             )
     elif config is not None:
         there = read_json(path)
-        pairs = {name: (there.get(name), config.get(name)) for name in {**there, **config}}
+        larger = {name for name in growing if name in there and name in config and there[name] < config[name]}
+        pairs = {name: (there.get(name), config.get(name)) for name in {**there, **config} if name not in larger}
         if changed := [f"{name} ({old!r} there, {new!r} here)" for name, (old, new) in pairs.items() if old != new]:
             raise CnnjaxError(
                 f"{folder} holds a run with another configuration\nit differs in {', '.join(changed)}\n"

@@ -39,7 +39,7 @@ CLAIMS = (
     Claim("tanh errs more than ReLU", {"tanh": 1, "relu": -1}, above=0),
 )
 
-LAB = Config(scale="lab", seeds=5, epochs=20, batch=64, learning_rate=2e-3, bar=4)
+LAB = Config(scale="lab", seeds=10, epochs=20, batch=64, learning_rate=2e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, epochs=0.5),
     "lab": LAB,

@@ -48,7 +48,7 @@ CLAIMS = tuple(
     ]
 )
 
-LAB = Config(scale="lab", data="mnist5k", seeds=3, epochs=20, batch=128, learning_rate=8e-3, bar=4)
+LAB = Config(scale="lab", data="mnist5k", seeds=10, epochs=20, batch=128, learning_rate=8e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, epochs=1),
     "lab": LAB,

@@ -55,7 +55,7 @@ CLAIMS = (
 )
 
 
-LAB = Narrow(scale="lab", width=0.167, seeds=3, size=16, epochs=12, batch=64, learning_rate=3e-3, bar=4)
+LAB = Narrow(scale="lab", width=0.167, seeds=10, size=16, epochs=12, batch=64, learning_rate=3e-3, bar=4)
 SMOKE = dataclasses.replace(LAB, scale="smoke", seeds=2, width=0.03, epochs=0.1)
 PAPER = dataclasses.replace(
     LAB, scale="paper", data="cifar10", size=None, width=1, epochs=350, batch=128, learning_rate=1e-3, bar=12

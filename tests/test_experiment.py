@@ -134,11 +134,21 @@ def test_the_smoke_scale_is_content_with_some_variants(fake, monkeypatch):
 
 
 def test_another_configuration_needs_another_folder(fake, capsys, tmp_path):
-    fake("--seeds", 1)
-    assert fake("--seeds", 2) == 2
-    assert "seeds (1 there, 2 here)" in capsys.readouterr().err and len(fake.measured) == 2
-    assert fake("--seeds", 2, "--fresh") == 0 and len(fake.measured) == 6
+    fake("--seeds", 2)
+    assert fake("--seeds", 1) == 2
+    assert "seeds (2 there, 1 here)" in capsys.readouterr().err and len(fake.measured) == 4
+    assert fake("--seeds", 1, "--fresh") == 0 and len(fake.measured) == 6
     assert (tmp_path / "runs" / "fake-lab.1" / "results.json").exists()
+
+
+def test_more_seeds_go_on_from_fewer(fake, tmp_path):
+    results = tmp_path / "runs" / "fake-lab" / "results.json"
+    fake("--seeds", 1)
+    fake.fail = {3: KeyboardInterrupt()}
+    assert fake("--seeds", 3) == 130 and not results.exists()
+    assert fake("--seeds", 3) == 0 and fake("--seeds", 3) == 0
+    assert fake.measured == [("a", 0), ("b", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    assert [row["n"] for row in json.loads(results.read_text())["rows"]] == [3, 3]
 
 
 def test_a_mistyped_source_leaves_no_run_behind(fake):

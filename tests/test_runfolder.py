@@ -73,6 +73,16 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
     assert "mnist5k" not in message and len(message.splitlines()) <= 5
 
 
+def test_only_what_may_grow_may_be_larger(tmp_path):
+    with opened(tmp_path / "run", {}):
+        write_json(tmp_path / "run" / "config.json", {"seeds": 3, "epochs": 2})
+    with opened(tmp_path / "run", {"seeds": 5, "epochs": 2}, growing=("seeds",)):
+        pass
+    for other in ({"seeds": 2, "epochs": 2}, {"seeds": 5, "epochs": 3}):
+        with pytest.raises(CnnjaxError), opened(tmp_path / "run", other, growing=("seeds",)):
+            pass
+
+
 def test_fresh_keeps_the_old_folders_under_other_names(tmp_path):
     for seeds in range(3):
         with opened(tmp_path / "run", {"seeds": seeds}, fresh=True):

@@ -6,8 +6,8 @@ Source: The lectures on activation functions, and Krizhevsky, Sutskever & Hinton
     print no errors for each function.
 Command: python -m experiments.activations
 Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 15 minutes there. paper: 90 epochs of ImageNet a run.
-Expected: lab: all at 3 to 3.5 % test error but the sigmoid, at 6 %; tanh and ReLU are alike, the sigmoid is later by more
-    than an epoch.
+Expected: lab: all at 3 to 3.5 % test error but the sigmoid, at 6 %; tanh and ReLU are alike, the sigmoid is later by
+    more than an epoch.
 Departures: The smoke and lab scales train LeNet-5 (dense, on 28×28 pixels) on digits with Adam and a cosine schedule,
     the paper scale AlexNet, at one learning rate for all functions. Weights start as He's at the former, as printed at
     the latter. "Epochs to 25 %" is read off the training error, as in Krizhevsky's figure, a mean over a hundredth of

@@ -59,7 +59,8 @@ def comparison(results: Mapping[str, Any]) -> str:
         panels[0].set_yticks(range(len(rows)), [row["variant"] for row in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         panels[0].set_xlim(left=0)
-        panels[0].set_xlabel(f"this run, {results['data']['name']}: {METRICS[results['metric']]}")
+        axis = f"this run, {results['data']['name']}: {METRICS[results['metric']]}"
+        panels[0].set_xlabel("\n".join(textwrap.wrap(axis, 48)))
         handles, labels = panels[0].get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)

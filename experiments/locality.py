@@ -6,7 +6,7 @@ Source: The lectures on convolutional networks. A layer of as many units as an i
     billion weights, 100 kernels of 5×5 take 2,500: the column counts that first layer. No errors are printed.
 Command: python -m experiments.locality
 Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 5 minutes there. paper: half an hour.
-Expected: lab: 4 % for the convolutional network on digits, 6 % for the perceptron; on permuted pixels the other way round.
+Expected: lab: 4 % for the convolutional network on digits, 6 % for the perceptron; on permuted pixels it is otherwise.
 Departures: A locally connected network has the units and connections of the convolutional one, and a weight for each
     connection. Letters are a one-dimensional convolution along the word; without word lists they are made up, of four
     languages in which other letters follow each letter. Sounds are made-up spectrograms, in noise: tones that rise,

@@ -13,7 +13,7 @@ from published import FACTS
 
 from cnnjax.errors import CnnjaxError
 from cnnjax.models import ops
-from cnnjax.models.ops import convolution, winograd
+from cnnjax.models.ops import convolution, products, winograd
 
 
 def both(function, *args):
@@ -73,9 +73,10 @@ CONVS = [  # input, kernel, stride, pad, groups
     # fewer multiplications, with tiles of 2 and of 4
     ((1, 20, 19, 256), (3, 3, 256, 256), 1, 1, 1), ((4, 28, 28, 128), (3, 3, 128, 128), 1, 1, 1),
     ((1, 22, 22, 256), (3, 3, 256, 256), 1, "VALID", 1),
-    # weight gradients position by position
+    # weight gradients as products, at once and strip by strip
     ((2, 17, 17, 32), (7, 1, 32, 40), 1, (3, 0), 1), ((2, 14, 13, 32), (3, 3, 32, 33), 2, 1, 1),
     ((2, 14, 13, 32), (3, 2, 32, 33), (2, 1), "SAME", 1),
+    ((4, 56, 56, 32), (3, 3, 32, 16), 1, 1, 1), ((3, 99, 99, 3), (11, 11, 3, 8), 4, 2, 1),
     # few features, other sizes
     ((2, 9, 8, 12), (5, 3, 12, 6), 1, "VALID", 1), ((2, 7, 6, 12), (2, 4, 12, 5), 1, "SAME", 1),
 ]  # fmt: skip
@@ -94,7 +95,8 @@ def test_both_sizes_of_tiles_are_among_the_convolutions():
 def test_few_channels_and_big_maps_keep_the_direct_sum():
     assert winograd.best(2, 224, 224, 3, 64) is None and winograd.best(64, 32, 32, 16, 16) is None
     assert winograd.best(2, 56, 56, 256, 256) == 4 and winograd.best(8, 7, 7, 512, 512) == 2
-    assert winograd.best(2, 224, 224, 64, 64) is None and winograd.best(2, 224, 224, 64, 64, gradient=True) == 4
+    assert winograd.best(2, 224, 224, 64, 64) is None and winograd.best(2, 224, 224, 64, 64, gradient=True) is None
+    assert winograd.best(2, 56, 56, 256, 256, gradient=True) == 4
 
 
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 2)), ((4, 3), (3, 4))])
@@ -107,6 +109,42 @@ def test_fewer_multiplications_give_the_same(m, size, padding, dtype):
     close = functools.partial(chex.assert_trees_all_close, **tolerance(dtype))
     close(winograd.conv(x, kernel, padding=padding, m=m), direct)
     close(winograd.kernel_gradient(x, g, padding=padding, m=m), pull(g)[1])
+
+
+STRIPS = [  # input, window, features, stride, padding: rows in one strip, in several, in some that are not filled
+    ((2, 9, 8, 16), (3, 3), 4, (1, 1), ((1, 1), (1, 1))), ((3, 50, 41, 3), (3, 3), 5, (1, 1), ((1, 1), (1, 1))),
+    ((3, 50, 41, 5), (3, 2), 3, (1, 1), ((0, 0), (0, 1))), ((2, 67, 71, 3), (11, 11), 8, (4, 4), ((0, 0), (2, 1))),
+    ((3, 83, 80, 32), (3, 3), 6, (2, 2), ((1, 0), (0, 1))), ((1, 61, 60, 20), (5, 1), 24, (1, 1), ((2, 2), (0, 0))),
+    ((40, 20, 19, 6), (1, 7), 6, (1, 1), ((0, 0), (3, 3))), ((2, 70, 71, 30), (2, 2), 7, (2, 3), ((0, 0), (0, 0))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape, window, features, stride, padding", STRIPS)
+def test_products_give_the_gradient_of_a_kernel(shape, window, features, stride, padding, dtype):
+    x, kernel = image(shape, dtype), image((*window, shape[-1], features), dtype, seed=1)
+    direct, pull = jax.vjp(lambda x, k: convolution.reference(x, k, stride=stride, padding=padding), x, kernel)
+    g = image(direct.shape, dtype, seed=2)
+    gradient = jax.jit(functools.partial(products.kernel_gradient, window=window, stride=stride, padding=padding))
+    ours, theirs = gradient(x, g), pull(g)[1]
+    near = 1e-5 if dtype == "float32" else 1e-13  # of the largest value
+    chex.assert_trees_all_close(ours, theirs, rtol=0, atol=near * float(jnp.abs(theirs).max()))
+    seeds = jax.vmap(gradient)(jnp.stack([x, -x]), jnp.stack([g, g]))
+    chex.assert_trees_all_close(seeds, jnp.stack([ours, -ours]), **tolerance(dtype))
+
+
+def test_products_work_on_strips_of_large_maps_only():
+    def loops(*shape):
+        x, g = jnp.zeros((*shape, 16)), jnp.zeros((*shape, 8))
+        same = functools.partial(products.kernel_gradient, window=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)))
+        return "while" in jax.jit(same).lower(x, g).as_text()
+
+    assert loops(2, 56, 56) and loops(64, 16, 16) and not loops(2, 28, 28)
+
+
+def test_products_of_halves_are_summed_in_float32():
+    x, g = jnp.ones((1, 128, 128, 16), jnp.bfloat16), jnp.ones((1, 128, 128, 8), jnp.bfloat16)
+    found = products.kernel_gradient(x, g, window=(1, 1), stride=(1, 1), padding=((0, 0), (0, 0)))
+    assert found.dtype == jnp.bfloat16 and (found == 128 * 128).all()  # bfloat16 alone would stop at 256
 
 
 @pytest.mark.parametrize("shape, kernel, stride, pad, groups", CONVS)

@@ -2,13 +2,12 @@
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnnjax.models.ops import winograd
+from cnnjax.models.ops import products, winograd
 from cnnjax.models.ops.geometry import Pads, Pair, windows
 
 
@@ -103,19 +102,18 @@ def _backward(stride, padding, residuals, g):
         (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)
     if m := _winograd(x, kernel, stride, padding, gradient=True):
         return dx, winograd.kernel_gradient(x, g, padding=padding, m=m)
-    return dx, _kernel_gradient(x, kernel, g, stride, padding, plain)
+    if _products_pay(kernel, stride):
+        return dx, products.kernel_gradient(x, g, window=kernel.shape[:2], stride=stride, padding=padding)
+    return dx, jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(g)[0]
 
 
 _direct.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(x, kernel, g, stride: Pair, padding: Pads, plain: Callable):
-    """One matrix product for each position of the window where XLA:CPU is slow: strides, kernels of one column."""
+def _products_pay(kernel, stride: Pair) -> bool:
+    """Whether there are channels enough for `products`, or a stride at which XLA:CPU's own form is slow."""
     kh, kw, channels = kernel.shape[:3]
-    if channels >= 32 and (kw == 1 or max(stride) > 1):
-        parts = windows(x, (kh, kw), stride, padding)
-        return jnp.stack([jnp.einsum("bhwc,bhwf->cf", part, g) for part in parts]).reshape(kernel.shape)
-    return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(g)[0]
+    return channels >= (16 if kh * kw <= 9 else 48) or max(stride) > 3
 
 
 def _winograd(x, kernel, stride, padding, *, gradient: bool = False) -> int | None:

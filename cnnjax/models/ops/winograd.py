@@ -56,15 +56,20 @@ CACHED, WEIGHTS = 12_000_000, 8_000_000  # more transformed values, or weights, 
 
 
 def best(batch: int, height: int, width: int, channels: int, features: int, *, gradient: bool = False) -> int | None:
-    """The m to take for outputs of this size, or None where the direct sum is as fast.
+    """The m to take for outputs of this size, or None where a direct sum is as fast.
 
-    `gradient`: that of the kernel, whose direct sum is slower, and whose transforms are too.
+    `gradient`: that of the kernel, whose direct sum is slower, and whose transforms are too. Where these leave the
+    caches `products` are faster.
     """
     cost = {}
     for m, transform in TRANSFORMS.items():
         tiles, weights = batch * -(-height // m) * -(-width // m), (m + 2) ** 2 * channels * features
         values = (m + 2) ** 2 * tiles * (channels + features)
-        if gradient or (values <= CACHED and weights <= WEIGHTS):
+        if gradient:  # what many channels save is more than what memory costs
+            pays = values <= CACHED // 2 or min(channels, features) > 128
+        else:
+            pays = values <= CACHED and weights <= WEIGHTS
+        if pays:
             value = transform.value * (2 if gradient else 1)
             cost[m] = weights * tiles + value * values + transform.weight * weights
     fastest = min(cost, key=cost.__getitem__, default=None)

@@ -391,7 +391,7 @@ def _summary(experiment: Experiment, config: Training, record, data: Dataset, va
             errors,
             reference=experiment.reference,
             bar=config.bar,
-            resolution=100 / len(data.test.label),
+            tested=len(data.test.label),
             published=experiment.published,
             further={metric: of(metric) for metric in further},
         )

@@ -3,6 +3,10 @@
 Two variants that are trained with the same seed see the same batches, and layers that both have start from the same
 weights. So runs of one seed are pairs, and a claim is judged by the differences within each seed: by a 95 % t-interval
 of their mean.
+
+An interval never lies on one side of a difference of nothing. So a claim that one errs more than another fails, too,
+where no difference that counts is left in the interval: by default the standard error of one test error, which other
+test images would have changed as much.
 """
 
 import math
@@ -20,6 +24,8 @@ class Claim(NamedTuple):
     contrast: weight of each variant's error, e.g. `{"no-7": 1, "full": -1}`: what removing layer 7 costs.
     above, below: the bounds, in points of error or in the unit of the metric.
     metric: what is summed, by its name in a run's result; "" for the error that the table compares.
+    least: the least difference that counts, of a claim that the sum is above 0; None: the test error's standard error,
+    and of another metric any difference.
     """
 
     text: str
@@ -27,6 +33,7 @@ class Claim(NamedTuple):
     above: float = -math.inf
     below: float = math.inf
     metric: str = ""
+    least: float | None = None
 
     @property
     def formula(self) -> str:
@@ -67,30 +74,33 @@ def judge(
     *,
     reference: str,
     bar: float,
-    resolution: float = 0.0,
+    tested: int | None = None,
     published: Mapping[str, float | None] | None = None,
     further: Mapping[str, Mapping[str, Mapping[int, float]]] | None = None,
 ) -> dict[str, Any]:
     """The verdict on all claims together and on each, as plain data for `results.json`.
 
     errors: variant -> seed -> test error in %. reference: the variant whose mean error must not exceed `bar`, else the
-    run and every claim are "underpowered". resolution: one test image, in points. published: the paper's error of each
-    variant, if any. further: other metrics that claims name, each as `errors`.
+    run and every claim are "underpowered". tested: how many test images each error is of, which are one point of it in
+    steps. published: the paper's error of each variant, if any. further: other metrics that claims name, each as
+    `errors`.
 
     All claims hold: "holds". One does not: "does not hold at this scale". Else "not decided".
     """
+    seeds = errors.get(reference, {}).values()
+    error = math.fsum(seeds) / len(seeds) if seeds else math.nan
+    resolution = 100 / tested if tested else 0.0
+    least = math.sqrt(max(0.0, error * (100 - error)) / tested) if tested and seeds else 0.0
     rows = [
-        _judge_one(claim, (further or {})[claim.metric], 0.0, {})
+        _judge_one(claim, (further or {})[claim.metric], 0.0, 0.0, {})
         if claim.metric
-        else _judge_one(claim, errors, resolution, published or {})
+        else _judge_one(claim, errors, resolution, least, published or {})
         for claim in claims
     ]
     counts = Counter(row["verdict"] for row in rows)
-    seeds = errors.get(reference, {}).values()
     if not seeds:
         verdict, reason = UNDECIDED, f"{reference}, by which the training is judged, was not run"
     else:
-        error = math.fsum(seeds) / len(seeds)
         reason = f"{reference} reached {error:.2f} % error (bar: {bar:g} %)"
         if not error <= bar:
             verdict, rows = UNDERPOWERED, [{**row, "verdict": UNDERPOWERED} for row in rows]
@@ -98,10 +108,14 @@ def judge(
             verdict = FAILS if counts[FAILS] else HOLDS if 0 < counts[HOLDS] == len(rows) else UNDECIDED
             parts = {"holding": counts[HOLDS], "failing": counts[FAILS], "undecided": counts[UNDECIDED]}
             reason = f"of {len(rows)} claims: {', '.join(f'{n} {what}' for what, n in parts.items() if n)}; {reason}"
+            reason += f"; less than {least:.2f} points are no difference" if least else ""
     return {"verdict": verdict, "reason": reason, "claims": rows}
 
 
-def _judge_one(claim: Claim, errors, resolution: float, published: Mapping[str, float | None]) -> dict[str, Any]:
+def _judge_one(
+    claim: Claim, errors, resolution: float, least: float, published: Mapping[str, float | None]
+) -> dict[str, Any]:
+    least = least if claim.least is None else claim.least
     runs = [errors.get(name, {}) for name in claim.contrast]
     seeds = sorted(set.intersection(*(set(run) for run in runs)))
     weights = claim.contrast.values()
@@ -110,7 +124,7 @@ def _judge_one(claim: Claim, errors, resolution: float, published: Mapping[str, 
     verdict = UNDECIDED
     if claim.above < low and high < claim.below:
         verdict = HOLDS
-    elif high <= claim.above or low >= claim.below:
+    elif high <= claim.above or low >= claim.below or (claim.above == 0 and high < least):
         verdict = FAILS
     papers = [published.get(name) for name in claim.contrast]
     known = [paper for paper in papers if paper is not None]
@@ -123,5 +137,6 @@ def _judge_one(claim: Claim, errors, resolution: float, published: Mapping[str, 
         "low": low if math.isfinite(low) else None,
         "high": high if math.isfinite(high) else None,
         "n": len(seeds),
+        "least": least if claim.above == 0 else None,
         "published": None if paper is None else round(paper, 6),
     }

@@ -45,9 +45,39 @@ def test_differences_are_taken_within_each_seed():
 
 
 def test_three_seeds_that_agree_to_the_image_are_not_certain():
-    judged = verdict([WORSE], (3.1, 3.2, 3.0), resolution=0.1)
+    judged = verdict([WORSE], (3.1, 3.2, 3.0), tested=1000)
     assert judged["claims"][0]["low"] == pytest.approx(0.1 - 4.302653 * 0.1 / math.sqrt(3))
-    assert judged["verdict"] == "not decided"
+    assert judged["verdict"] != "holds"
+
+
+@pytest.mark.parametrize(
+    "b, tested, expected",
+    [
+        ((3.1, 3.2, 2.8), 1000, "does not hold at this scale"),  # -0.36 to 0.43; 3 % of 1,000 images: ± 0.54 points
+        ((3.1, 3.2, 2.8), 10_000, "not decided"),  # ± 0.17 points
+        ((3.1, 3.2, 2.8), None, "not decided"),
+        ((3.3, 3.4, 3.3), 1000, "holds"),  # small, but seen
+    ],
+)
+def test_a_difference_that_other_test_images_would_have_made_is_none(b, tested, expected):
+    assert verdict([WORSE], b, tested=tested)["claims"][0]["verdict"] == expected
+
+
+def test_what_counts_can_be_said_of_any_metric():
+    def of(least):
+        claim = Claim("later", {"b": 1, "a": -1}, above=0, metric="epochs", least=least)
+        epochs = {"epochs": {"a": {0: 1.0, 1: 1.2, 2: 1.1}, "b": {0: 1.1, 1: 1.15, 2: 1.1}}}
+        return verdict([claim], (), further=epochs)["claims"][0]
+
+    assert of(None)["verdict"] == of(0.1)["verdict"] == "not decided"
+    assert of(0.3)["verdict"] == "does not hold at this scale" and of(0.3)["least"] == 0.3
+
+
+def test_a_claim_with_a_bound_of_its_own_knows_what_counts():
+    """That b is hardly better than a: from -1.13 to -0.30 is not decided by what two test errors differ by."""
+    claim = Claim("hardly better", {"b": 1, "a": -1}, above=-0.5)
+    judged = verdict([claim], (2.4, 2.4, 2.05), tested=1000)["claims"][0]
+    assert judged["verdict"] == "not decided" and judged["least"] is None
 
 
 @pytest.mark.parametrize("claims, expected", [([WORSE, ALIKE], "not decided"), ([WORSE], "holds"), ([], "not decided")])
@@ -96,7 +126,7 @@ def test_a_claim_on_another_metric_is_judged_by_it():
     deeper = Claim("b's gradient is larger", {"b": 1, "a": -1}, above=0, metric="log_gradient")
     further = {"log_gradient": {"a": {0: 0.0, 1: 0.1, 2: 0.2}, "b": {0: 1.0, 1: 1.1, 2: 1.3}}}
     papers = {"a": 3.0, "b": 2.0}
-    judged = verdict([WORSE, deeper], (2.0, 2.2, 1.9), further=further, published=papers, resolution=9)
+    judged = verdict([WORSE, deeper], (2.0, 2.2, 1.9), further=further, published=papers, tested=11)
     of_error, of_gradient = judged["claims"]
     assert of_error["published"] == -1.0 and of_gradient["published"] is None
     assert of_gradient["verdict"] == "holds" and of_gradient["mean"] == pytest.approx(1.1 / 3 + 2 / 3)

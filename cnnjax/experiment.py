@@ -27,6 +27,7 @@ from cnnjax.progress import progress
 from cnnjax.train import interrupt
 
 if TYPE_CHECKING:  # jax and its company load when the training begins, so that --help answers at once
+    from cnnjax.data.augment import Augment
     from cnnjax.data.splits import Dataset
     from cnnjax.models.chain import Chain
     from cnnjax.train.loop import Run
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # jax and its company load when the training begins, so that 
     from cnnjax.train.state import State
 
 
-def adam_recipe(config: Config, data: Dataset) -> Recipe:
+def adam_recipe(config: Config, data: Dataset, augment: Augment | None = None) -> Recipe:
     """What trains small networks without ado: Adam, a learning rate that falls to 0 on half a cosine, cross-entropy,
     pixels of mean 0 and variance 1.
     """
@@ -49,7 +50,7 @@ def adam_recipe(config: Config, data: Dataset) -> Recipe:
         epochs=config.epochs,
         schedule=Cosine(config.learning_rate),
         optimiser=optax.adam,
-        prepare=Prepare(standardise(data.train)),
+        prepare=Prepare(standardise(data.train), augment),
     )
 
 

@@ -12,7 +12,8 @@ Departures: The paper draws rate, momentum, activation and gate bias in a random
     shows the best of them; here all networks have the same, ReLU and a gate bias of -1, the first of the range that was
     searched, and the bias is varied for one depth. The residual networks are not the paper's: each layer adds
     relu(W x + b) / depth, so that no normalisation is needed. The smoke and lab scales have twice the width and
-    distorted digits, for 4,000 of them, with Adam and a cosine schedule; the smoke scale has a tenth of the layers.
+    distorted digits, for 4,000 of them, with Adam, a cosine schedule and a rate that falls as the inverse of the depth;
+    the smoke scale has a tenth of the layers.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from cnnjax.models.layers import Dense
 from cnnjax.options import Config
 from cnnjax.page import Picture
 from cnnjax.train.feed import Prepare
+from cnnjax.train.recipe import at_rate
 from cnnjax.train.recipes import HIGHWAY
 from cnnjax.train.state import variables
 from cnnjax.verdict import Claim
@@ -82,15 +84,15 @@ SHOWN = ("highway-10", "highway-50", "highway-100")
 
 
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
-    if config.scale == "paper":
-        recipe = printed_recipe(HIGHWAY, config, data)
-    else:
-        recipe, size = adam_recipe(config, data), data.train.image.shape[1:3]
-        distort = Compose((Elastic(), RandomCrop((size[0], size[1]), pad=1)))
-        recipe = dataclasses.replace(recipe, prepare=Prepare(recipe.prepare.transform, distort))
-    classes = len(data.classes)
+    distort = Compose((Elastic(), RandomCrop(data.train.image.shape[1:3], pad=1)))
+    small, classes = adam_recipe(config, data, distort), len(data.classes)
 
     def variant(make, depth: int, **options) -> Variant:
+        if config.scale == "paper":
+            recipe = printed_recipe(HIGHWAY, config, data)
+        else:
+            rate = config.learning_rate * DEPTHS[0] / depth
+            recipe = dataclasses.replace(small, schedule=at_rate(small.schedule, rate))
         width = round(config.width * (50 if make is highway_fc else 71))
         net = make(max(2, round(depth * config.layers)), classes, width=width, **options)
         params = summarise(net, data.train.image.shape[1:]).params

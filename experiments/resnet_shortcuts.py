@@ -21,7 +21,6 @@ from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_re
 from cnnjax.models.resnet import cifar_resnet, resnet
 from cnnjax.models.surgery import with_width
 from cnnjax.options import Narrow
-from cnnjax.train.feed import Prepare
 from cnnjax.train.recipes import RESNET
 from cnnjax.verdict import Claim
 
@@ -59,9 +58,8 @@ SCALES = {
 
 
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
-    recipe, make = adam_recipe(config, data), resnet if config.layers in (18, 34) else cifar_resnet
-    shift = RandomCrop(data.train.image.shape[1:3], pad=1)
-    recipe = dataclasses.replace(recipe, prepare=Prepare(recipe.prepare.transform, shift))
+    recipe = adam_recipe(config, data, RandomCrop(data.train.image.shape[1:3], pad=1))
+    make = resnet if config.layers in (18, 34) else cifar_resnet
     if config.scale == "paper":
         recipe = printed_recipe(RESNET, config, data)
 

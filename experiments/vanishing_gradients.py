@@ -32,7 +32,6 @@ from cnnjax.models.deep import KINDS, deep
 from cnnjax.options import Config
 from cnnjax.page import Picture
 from cnnjax.train import metrics
-from cnnjax.train.feed import Prepare
 from cnnjax.train.recipe import CROSS_ENTROPY
 from cnnjax.train.state import variables
 from cnnjax.verdict import Claim
@@ -72,9 +71,8 @@ SCALES = {"smoke": SMOKE, "lab": LAB, "paper": dataclasses.replace(LAB, scale="p
 
 
 def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
-    plain, depths = adam_recipe(config, data), [*(d for d in (8, 20, 50) if d < config.deepest), config.deepest]
-    shift = RandomCrop(data.train.image.shape[1:3], pad=2)
-    recipe = dataclasses.replace(plain, prepare=Prepare(plain.prepare.transform, shift))
+    recipe = adam_recipe(config, data, RandomCrop(data.train.image.shape[1:3], pad=2))
+    depths = [*(d for d in (8, 20, 50) if d < config.deepest), config.deepest]
     some = slice(None, None, len(data.train.label) // 128 or 1)
     batch = normalise(recipe.prepare.transform, data.train.image[some]), data.train.label[some]
 

@@ -118,8 +118,8 @@ def main(names: list[str], folder: Path, repeat: int) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=FORMATS, default=list(FORMATS), metavar="FILE")
+    parser.add_argument("--only", nargs="+", choices=FORMATS, default=[*FORMATS], metavar="FILE")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
-    sys.exit(main(arguments.names, arguments.folder, arguments.repeat))
+    sys.exit(main(arguments.only, arguments.folder, arguments.repeat))

@@ -4,10 +4,13 @@ How a library writes its leaves is `SOURCES`; which of its networks we have, and
 `cnnjax.weights.ports.PORTS`. Nothing is converted before every name and every shape has been found to fit.
 """
 
+import collections
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +26,8 @@ from cnnjax.weights.paths import Site, sites
 from cnnjax.weights.ports import PORTS, Port
 from cnnjax.weights.tensors import Tensors, not_finite
 
-BLOCK = 16, 2048  # outputs and inputs of a kernel that are turned at a time: more fall out of the processor's cache
+WORKERS = min(4, os.cpu_count() or 1)  # each has a piece of a file in memory
+BLOCK = 64, 1024  # outputs and inputs of a kernel that are turned at a time: more fall out of the processor's cache
 ALIGNMENT = 64
 
 
@@ -140,13 +144,21 @@ def convert(
     wanted = [leaf for leaf in wanted if leaf.path[1] not in absent]
     _check(f"the weights do not fit {architecture} of {source}", keys, tensors, wanted)
     variables: dict[str, Any] = {}
-    for leaf in sorted(wanted, key=lambda leaf: -math.prod(leaf.shape)):  # so that a copy of the largest is the peak
-        taken = _aligned(leaf.shape)
-        for start, value in _pieces(tensors, keys[leaf.key]):
-            if leaf.factor in keys:
-                value = value / (np.asarray(tensors[keys[leaf.factor]]).reshape(()) or 1)
-            _take(leaf, taken, start, _finite(keys[leaf.key], value))
-        _put(variables, leaf.path, taken)
+    with ThreadPoolExecutor(WORKERS) as pool:  # pieces are turned while the next are read
+        turning: collections.deque[Future[None]] = collections.deque()
+        for leaf in sorted(
+            wanted, key=lambda leaf: -math.prod(leaf.shape)
+        ):  # so that a copy of the largest is the peak
+            taken = _aligned(leaf.shape)
+            for start, value in _pieces(tensors, keys[leaf.key]):
+                if leaf.factor in keys:
+                    value = value / (np.asarray(tensors[keys[leaf.factor]]).reshape(()) or 1)
+                turning.append(pool.submit(_take, leaf, taken, start, value, keys[leaf.key]))
+                if len(turning) > WORKERS:
+                    turning.popleft().result()
+            _put(variables, leaf.path, taken)
+        for rest in turning:
+            rest.result()
     return net, variables
 
 
@@ -302,8 +314,9 @@ def _pieces(tensors: Mapping[str, np.ndarray], name: str) -> Iterator[tuple[int,
         yield 0, np.asarray(tensors[name])
 
 
-def _take(leaf: Leaf, taken: np.ndarray, start: int, value: np.ndarray) -> None:
-    """Puts the source's rows from `start` on into `taken`, which has our layout."""
+def _take(leaf: Leaf, taken: np.ndarray, start: int, value: np.ndarray, name: str) -> None:
+    """Puts the source's rows from `start` on into `taken`, which has our layout, if they are finite."""
+    value = _finite(name, value)
     stop = start + len(value) if value.ndim else 1
     if not leaf.torch_layout or len(leaf.shape) == 1:
         whole = value.size == math.prod(leaf.shape)

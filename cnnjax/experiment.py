@@ -27,12 +27,12 @@ from cnnjax.progress import progress
 from cnnjax.train import interrupt
 
 if TYPE_CHECKING:  # jax and its company load when the training begins, so that --help answers at once
-    from cnnjax.data.augment import Augment
     from cnnjax.data.splits import Dataset
     from cnnjax.models.chain import Chain
     from cnnjax.train.loop import Run
     from cnnjax.train.recipe import Recipe
     from cnnjax.train.state import State
+    from cnnjax.train.step import Augment
 
 
 def adam_recipe(config: Config, data: Dataset, augment: Augment | None = None) -> Recipe:

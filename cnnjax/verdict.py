@@ -81,9 +81,9 @@ def judge(
     """The verdict on all claims together and on each, as plain data for `results.json`.
 
     errors: variant -> seed -> test error in %. reference: the variant whose mean error must not exceed `bar`, else the
-    run and every claim are "underpowered". tested: how many test images each error is of, which are one point of it in
-    steps. published: the paper's error of each variant, if any. further: other metrics that claims name, each as
-    `errors`.
+    run and every claim are "underpowered". tested: of how many images each test error is: they say in what steps it
+    comes, and what difference counts. published: the paper's error of each variant, if any. further: other metrics that
+    claims name, each as `errors`.
 
     All claims hold: "holds". One does not: "does not hold at this scale". Else "not decided".
     """

@@ -47,7 +47,7 @@ def test_differences_are_taken_within_each_seed():
 def test_three_seeds_that_agree_to_the_image_are_not_certain():
     judged = verdict([WORSE], (3.1, 3.2, 3.0), tested=1000)
     assert judged["claims"][0]["low"] == pytest.approx(0.1 - 4.302653 * 0.1 / math.sqrt(3))
-    assert judged["verdict"] != "holds"
+    assert judged["verdict"] == "does not hold at this scale"  # at most 0.35 points, and 0.54 would count
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, *, window: Pair, stride: Pair, p
     spread_g = stride == (1, 1) and features <= channels
     whole = not spread_g and kw * channels < NARROW
     wide = (channels, kw * features) if spread_g else (kw * channels * (kh if whole else 1), features)
+    g_first = wide[1] < wide[0]  # the narrower operand: XLA:CPU writes the first one anew
 
     def strip(x: jax.Array, g: jax.Array) -> jax.Array:
         if spread_g:
@@ -34,7 +35,8 @@ def kernel_gradient(x: jax.Array, g: jax.Array, *, window: Pair, stride: Pair, p
             x = jnp.concatenate([x[:, :, j : j + sw * (width - 1) + 1 : sw] for j in range(kw)], axis=-1)
         parts = [x[:, i : i + sh * (rows - 1) + 1 : sh] for i in range(kh)]
         parts = [jnp.concatenate(parts, axis=-1)] if whole else parts
-        return jnp.stack([_product(part.reshape(-1, wide[0]), g.reshape(-1, wide[1])) for part in parts])
+        pairs = [(part.reshape(-1, wide[0]), g.reshape(-1, wide[1])) for part in parts]
+        return jnp.stack([_product(*(pair[::-1] if g_first else pair)) for pair in pairs])
 
     (top, _), (left, _) = padding
     last_row, last_column = sh * (rows * strips - 1) + kh, sw * (width - 1) + kw
@@ -49,7 +51,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, *, window: Pair, stride: Pair, p
             return total + strip(*here)
 
         total = lax.fori_loop(0, strips, add, jnp.zeros_like(jax.eval_shape(strip, x[:, :seen], g[:, :rows])))
-    total = total.swapaxes(1, 2) if wide[1] < wide[0] else total
+    total = total.swapaxes(1, 2) if g_first else total
     total = total.reshape(kh, channels, kw, features).swapaxes(1, 2) if spread_g else total
     return total.reshape(kh, kw, channels, features).astype(x.dtype)
 
@@ -60,7 +62,6 @@ def _padded(x: jax.Array, rows: Pair, columns: Pair) -> jax.Array:
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """aᵀ b, or bᵀ a if `b` has fewer columns: XLA:CPU writes the first operand anew. In float32 or wider."""
-    a, b = (b, a) if b.shape[1] < a.shape[1] else (a, b)
+    """aᵀ b in float32 or wider."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=wide)

@@ -4,8 +4,9 @@ Claim: The two heads for training, on modules 4a and 4d, bring more gradient to 
 Source: Szegedy et al. 2014, "Going deeper with convolutions" (arXiv:1409.4842), section 5. The network with heads errs
     10.07 % (top-5, one crop; recalled); the paper prints no error without them.
 Command: python -m experiments.googlenet_aux
-Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 8 minutes there. paper: 250 epochs of ImageNet a run.
-Expected: lab: both at 2 to 3 % test error, and with heads a larger gradient at 3a in the first epoch.
+Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 15 minutes there. paper: 250 epochs of ImageNet a run.
+Expected: lab: both at 2 to 3 % test error. The gradient at 3a is alike in the first epoch; then it falls
+    faster without heads, to a quarter in the end.
 Departures: Parameters and multiply-adds are those of the network at its true size, 224×224×3 and 1,000 classes, heads
     among them. The smoke and lab scales train it with a part of its width on digits of 28×28 pixels, with Adam and a
     cosine schedule: a 3×3 convolution of stride 1 is in the place of the layers before pool2, and nothing is
@@ -13,6 +14,7 @@ Departures: Parameters and multiply-adds are those of the network at its true si
 """
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,8 @@ FIRST, GRADIENT = "inception_3a", "grad_norm/inception_3a"
 MODULES = tuple(f"inception_{name}" for name in ("3a", "4a", "5b", "4d", "3b", "4b", "4c", "4e", "5a"))
 
 CLAIMS = (
-    Claim("heads bring more gradient to 3a at first", {"heads": 1, "no-heads": -1}, above=0, metric="gradient"),
+    Claim("heads bring more gradient to 3a at first", {"heads": 1, "no-heads": -1}, above=0, metric="first"),
+    Claim("and in the mean over the training", {"heads": 1, "no-heads": -1}, above=0, metric="gradient"),
     Claim("with heads it errs less", {"no-heads": 1, "heads": -1}, above=0),
 )
 
@@ -84,10 +87,11 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
 
 
 def measure(variant: Variant, data: Dataset, seed: int, folder: Path, on_log) -> dict[str, Any]:
-    """As `train`, and the mean norm of the gradient at 3a in the first epoch."""
+    """As `train`, and the mean norm of the gradient at 3a, in the first epoch and in all."""
     run = trained(variant, data, {seed: folder}, on_log)[seed]
-    early = [row["train"][GRADIENT] for row in run.history if "train" in row and row["epoch"] <= 1]
-    return {**scores(run), "gradient": sum(early) / len(early)}
+    norms = {row["epoch"]: row["train"][GRADIENT] for row in run.history if "train" in row}
+    first = statistics.fmean(norm for epoch, norm in norms.items() if epoch <= 1)
+    return {**scores(run), "first": first, "gradient": statistics.fmean(norms.values())}
 
 
 def pictures(folder: Path, results: Mapping[str, Any]) -> Sequence[Picture]:
@@ -124,7 +128,7 @@ EXPERIMENT = Experiment(
     published_as="top-5 validation error on ImageNet 2012, one network, one crop (Szegedy et al. 2014; recalled)",
     reference="heads",
     claims=CLAIMS,
-    measured={"gradient": "gradient norm at 3a, first epoch"},
+    measured={"first": "gradient norm at 3a, first epoch", "gradient": "and in all epochs"},
     pictures=pictures,
 )
 

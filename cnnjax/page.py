@@ -54,7 +54,8 @@ class Page(NamedTuple):
 
 def about(doc: str) -> dict[str, str]:
     """A docstring as fields: its first paragraph is the title; "Claim: …" and the like open the others."""
-    title, *rest = re.split(r"^([A-Z][a-z]+): ", doc.strip(), flags=re.MULTILINE)
+    title, _, text = doc.strip().partition("\n\n")
+    _, *rest = re.split(r"^([A-Z][a-z]+): ", text, flags=re.MULTILINE)
     fields = {name.lower(): " ".join(text.split()) for name, text in zip(rest[::2], rest[1::2], strict=True)}
     return {"title": " ".join(title.split()), **fields}
 

@@ -163,6 +163,11 @@ def test_the_figures_are_files_of_their_own_too(folder):
         assert f"({name}.svg)" in (folder / "report.md").read_text()
 
 
+def test_a_title_may_have_a_colon():
+    found = page_module.about("Pooling: the maximum\nor the mean.\n\nClaim: It helps,\n    a bit.\nSource: None.\n")
+    assert found == {"title": "Pooling: the maximum or the mean.", "claim": "It helps, a bit.", "source": "None."}
+
+
 def test_the_same_results_make_the_same_page(folder):
     report.write(folder, RESULTS)
     first = (folder / "report.html").read_bytes()

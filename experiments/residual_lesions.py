@@ -11,8 +11,8 @@ Expected: lab: without one block the ResNet and the highway network err 20 point
     first are needed; the plain network errs 80 more.
 Departures: Only blocks that keep the shape of what they read can be dropped, which leaves out those that halve the
     maps. A layer of a DenseNet has nothing else to be read in its place: its maps become 0. The plain network is the
-    ResNet without its shortcuts. VGG is D with batch normalisation, and at the smoke and lab scales without its last
-    two poolings. Those scales train narrow networks on digits of 16×16 pixels, with Adam and a cosine schedule.
+    ResNet without its shortcuts. VGG is D with batch normalisation. The smoke and lab scales train narrow networks on
+    digits of 16×16 pixels, with Adam and a cosine schedule, VGG without its last two poolings and without dropout.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_re
 from cnnjax.models.chain import Chain
 from cnnjax.models.densenet import densenet_cifar
 from cnnjax.models.highway import highway_conv
-from cnnjax.models.layers import Norm
+from cnnjax.models.layers import Dense, Norm
 from cnnjax.models.resnet import cifar_plain, cifar_resnet
-from cnnjax.models.surgery import with_features, with_init, with_width, without
+from cnnjax.models.surgery import replace, with_init, with_width, without
 from cnnjax.models.vgg import vgg
 from cnnjax.options import Narrow
 from cnnjax.page import Picture
@@ -74,7 +74,7 @@ def networks(config: Settings, classes: int) -> dict[str, Chain]:
     small = config.scale != "paper"
     deep = with_width(with_init(vgg("D", classes=classes, norm=Norm()), "he"), config.width / 4 if small else 1)
     if small:
-        deep = with_features(without(deep, "pool4", "pool5"), fc6=64, fc7=64)
+        deep = replace(without(deep, "pool4", "pool5"), fc6=Dense(64), fc7=Dense(64))
     return {
         "resnet": with_width(cifar_resnet(config.depth, classes), config.width),
         "plain": with_width(cifar_plain(config.depth, classes), config.width),

@@ -60,15 +60,20 @@ def comparison(results: Mapping[str, Any]) -> str:
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         panels[0].set_xlim(left=0)
         axis = f"this run, {results['data']['name']}: {METRICS[results['metric']]}"
-        panels[0].set_xlabel("\n".join(textwrap.wrap(axis, 48)))
+        panels[0].set_xlabel(_wrapped(axis))
         handles, labels = panels[0].get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
         if published:
-            panels[1].set_xlabel("\n".join(textwrap.wrap(results["published_as"], 48)))
-            panels[1].set_xlim(left=0)
-            panels[1].margins(x=0.12)
+            panels[1].set_xlabel(_wrapped(results["published_as"]))
+            panels[1].set_xlim(0, 1.12 * max(row["published"] or 0 for row in rows))  # a number follows
         return svg(figure)
+
+
+def _wrapped(text: str, width: int = 48) -> str:
+    """In as few lines as the width allows, and these about equally long."""
+    lines = len(textwrap.wrap(text, width))
+    return next("\n".join(found) for n in range(1, width + 1) if len(found := textwrap.wrap(text, n)) == lines)
 
 
 def curves(results: Mapping[str, Any], histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str:

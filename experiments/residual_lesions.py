@@ -8,7 +8,7 @@ Source: Veit, Wilber & Belongie 2016, "Residual networks behave like ensembles o
 Command: python -m experiments.residual_lesions
 Cost: smoke: half a minute on 2 CPU cores. lab: 10 minutes there. paper: 64,000 steps of CIFAR-10 a run, on a GPU.
 Expected: lab: without one block the ResNet and the highway network err 20 points more, for of their few blocks the
-    first are needed; the plain network errs 80 more.
+    first are needed; the plain network and VGG err 80 more.
 Departures: Only blocks that keep the shape of what they read can be dropped, which leaves out those that halve the
     maps. A layer of a DenseNet has nothing else to be read in its place: its maps become 0. The plain network is the
     ResNet without its shortcuts. VGG is D with batch normalisation. The smoke and lab scales train narrow networks on

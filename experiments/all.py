@@ -9,6 +9,7 @@ Results: With --publish docs the rows of every finished experiment are written t
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from cnnjax.errors import CnnjaxError, unknown
 from cnnjax.experiment import command
 from cnnjax.options import Options, parse
 from cnnjax.progress import progress
-from cnnjax.verdict import FAILS
+from cnnjax.verdict import FAILS, HOLDS, UNDECIDED
 from experiments.__main__ import trainings
 
 
@@ -171,7 +172,10 @@ def summary(every: Sequence[Mapping[str, Any]]) -> page.Page:
     for one in every:
         name, machine, judged = one["experiment"], one["machine"], one["verdict"]
         link, minutes, of_claims = page.Link(name, f"#{name}"), f"{one['seconds'] / 60:.1f}", report.claims(one)
-        rows.append([link, judged["verdict"], one["scale"], one["data"]["name"], str(one["rows"][0]["n"]), minutes])
+        came = collections.Counter(claim["verdict"] for claim in judged["claims"])
+        counts = [str(came[verdict]) for verdict in (HOLDS, FAILS, UNDECIDED)]
+        n = str(one["rows"][0]["n"])
+        rows.append([link, judged["verdict"], *counts, one["scale"], one["data"]["name"], n, minutes])
         failing += [
             [link, *cells[:-1]]
             for claim, cells in zip(judged["claims"], of_claims.rows, strict=True)
@@ -182,7 +186,8 @@ def summary(every: Sequence[Mapping[str, Any]]) -> page.Page:
         paper, verdict = f"Paper: {one['published_as']}.", f"Verdict: {judged['verdict']}; {judged['reason']}."
         said = [f"{one['about']['title']} Claim: {one['about']['claim']}", verdict]
         sections.append((name, [*said, report.comparison(one), of_claims, paper, cost]))
-    first = page.Table(["experiment", "verdict", "scale", "data", "n", "time, min"], rows)
+    counted = ["claims that hold", "that do not", "undecided"]
+    first = page.Table(["experiment", "verdict", *counted, "scale", "data", "n", "time, min"], rows)
     wrong = page.Table(["experiment", "claim", "as a formula", "measured [95 %]", "n", "paper"], failing)
     parts = [("Verdicts", [first]), ("Claims that did not hold", [wrong] if failing else ["None."]), *sections]
     footer = "Written by `python -m experiments.all --publish docs` from the files in results/. n: seeds."

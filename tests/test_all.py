@@ -99,6 +99,8 @@ def test_what_is_published_has_every_number_and_no_path(runs, tmp_path):
     assert kept["rows"][0]["seeds"] == {"0": {"error": 2.0, "depth": 3.0}, "1": {"error": 4.0, "depth": 5.0}}
     assert kept["data"]["name"] == "npz:signs.npz" and kept["seconds"] == 90 and kept["machine"]["cores"] == 2
     page = (docs / "results.md").read_text()
+    assert "| holds | 1 | 0 | 0 | lab | mnist5k | 2 | 1.5 |" in page
+    assert "| does not hold at this scale | 0 | 1 | 0 | lab | npz:signs.npz | 2 | 1.5 |" in page
     assert "secret" not in page and str(tmp_path) not in page
     assert "| a | 3 | 3.00 ± 1.41 | 1.5 | 4 ± 1 |" in page
     _, _, wrong = page.partition("## Claims that did not hold")

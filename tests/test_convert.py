@@ -1,5 +1,8 @@
 """Weights of other libraries: names, layouts, the way back, and what a file that does not fit is told."""
 
+import time
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,6 +138,16 @@ def test_another_number_of_classes_is_asked_for():
     with pytest.raises(CnnjaxError, match="have 7×64, want 10×64"):
         convert.convert("pytorchcv", "resnet20_cifar10", tensors)
     assert convert.convert("pytorchcv", "resnet20_cifar10", tensors, classes=7)[0] == net
+
+
+def test_a_device_gets_an_array_when_all_of_it_is_turned(monkeypatch):
+    """On a CPU the device shares the array's memory and would see what is turned later; elsewhere it would not."""
+    tensors = random_tensors("pytorchcv", "nin_cifar10")
+    want = convert.convert("pytorchcv", "nin_cifar10", tensors)[1]
+    take, put = convert._take, convert._put
+    monkeypatch.setattr(convert, "_take", lambda *a: (time.sleep(0.02), take(*a)))
+    monkeypatch.setattr(convert, "_put", lambda tree, place, value: put(tree, place, value.copy()))
+    chex.assert_trees_all_equal(convert.convert("pytorchcv", "nin_cifar10", tensors)[1], want)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

@@ -144,22 +144,23 @@ def convert(
     net = net.clone(aux=tuple(head for head in net.aux if head.name not in absent))
     wanted = [leaf for leaf in wanted if leaf.path[1] not in absent]
     _check(f"the weights do not fit {architecture} of {source}", keys, tensors, wanted)
-    variables: dict[str, Any] = {}
+    turned: dict[tuple[str, ...], np.ndarray] = {}
     with ThreadPoolExecutor(WORKERS) as pool:  # pieces are turned while the next are read
         turning: collections.deque[Future[None]] = collections.deque()
-        for leaf in sorted(
-            wanted, key=lambda leaf: -math.prod(leaf.shape)
-        ):  # so that a copy of the largest is the peak
-            taken = _aligned(leaf.shape)
+        largest_first = sorted(wanted, key=lambda leaf: -math.prod(leaf.shape))  # so that its copy is the peak
+        for leaf in largest_first:
+            taken = turned[leaf.path] = _aligned(leaf.shape)
             for start, value in _pieces(tensors, keys[leaf.key]):
                 if leaf.factor in keys:
                     value = value / (np.asarray(tensors[keys[leaf.factor]]).reshape(()) or 1)
                 turning.append(pool.submit(_take, leaf, taken, start, value, keys[leaf.key]))
                 if len(turning) > WORKERS:
                     turning.popleft().result()
-            _put(variables, leaf.path, taken)
         for rest in turning:
             rest.result()
+    variables: dict[str, Any] = {}
+    for path, value in turned.items():
+        _put(variables, path, value)
     return net, variables
 
 

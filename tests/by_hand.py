@@ -1,6 +1,5 @@
 """Layers written out in NumPy, in float64, for a second opinion; and probes of our own."""
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,6 @@ from narrow import compiled
 
 from cnnjax.models.chain import Chain
 from cnnjax.models.surgery import map_modules
-
-
-def assert_same_maps(have: jax.Array, want: jax.Array) -> None:
-    """Two programs of one network agree: each fuses as it likes, so small values differ by the largest's rounding."""
-    chex.assert_trees_all_close(have, want, rtol=0, atol=1e-5 * float(jnp.abs(want).max()))
 
 
 def noise(*shape: int) -> np.ndarray:

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import assert_same_maps
 from narrow import applied, features, initial, narrow
 
 from cnnjax.analysis.summary import summarise
@@ -161,7 +160,8 @@ def test_the_network_until_pool5_gives_the_features_of_the_whole(trained):
     net, variables, images = trained
     cut = surgery.until(net, "pool5")
     inside = features(net, variables, images, ("pool5",))["pool5"]
-    assert_same_maps(cut.apply(variables, images).logits, inside)
+    # The two fuse as they like, so that a small value differs by the rounding of the largest.
+    chex.assert_trees_all_close(cut.apply(variables, images).logits, inside, rtol=0, atol=1e-5 * float(inside.max()))
 
 
 def test_a_new_head_leaves_the_rest(trained, key):

@@ -48,8 +48,6 @@ INITS: dict[str, Callable[..., jax.Array]] = {
     "normal_0.01": lambda key, shape, fan_in, fan_out: 0.01 * jax.random.normal(key, shape),
     # Simonyan & Zisserman 2014, section 3.1: variance 10^-2
     "normal_0.1": lambda key, shape, fan_in, fan_out: 0.1 * jax.random.normal(key, shape),
-    # No unit ever differs from another: to show why weights are drawn, and for where they are read from a file
-    "zeros": lambda key, shape, fan_in, fan_out: jnp.zeros(shape),
 }
 
 

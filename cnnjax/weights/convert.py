@@ -22,7 +22,6 @@ from cnnjax.errors import CnnjaxError, differences, unknown
 from cnnjax.models import ops
 from cnnjax.models.chain import Chain
 from cnnjax.models.layers import BatchNorm, Dense
-from cnnjax.models.surgery import with_init
 from cnnjax.weights.paths import Site, sites
 from cnnjax.weights.ports import PORTS, Port
 from cnnjax.weights.tensors import Tensors, not_finite
@@ -226,8 +225,7 @@ def _named(variables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...],
 
 
 def _shapes(net: Chain, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    net = with_init(net, "zeros")  # this and the reference forms are quicker to trace
-    with ops.reference_forms(True):
+    with ops.reference_forms(True):  # quicker to trace
         return jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
 
 

@@ -27,7 +27,7 @@ from cnnjax.weights.ports import PORTS, Port
 from cnnjax.weights.tensors import Tensors, not_finite
 
 WORKERS = min(4, os.cpu_count() or 1)  # each has a piece of a file in memory
-BLOCK = 64, 1024  # outputs and inputs of a kernel that are turned at a time: more fall out of the processor's cache
+BLOCK = 128, 400  # outputs and inputs of a kernel that are turned at a time: more fall out of the processor's cache
 ALIGNMENT = 64
 
 
@@ -144,15 +144,14 @@ def convert(
     wanted = [leaf for leaf in wanted if leaf.path[1] not in absent]
     _check(f"the weights do not fit {architecture} of {source}", keys, tensors, wanted)
     turned: dict[tuple[str, ...], np.ndarray] = {}
-    with ThreadPoolExecutor(WORKERS) as pool:  # pieces are turned while the next are read
+    with ThreadPoolExecutor(WORKERS) as pool:
         turning: collections.deque[Future[None]] = collections.deque()
         largest_first = sorted(wanted, key=lambda leaf: -math.prod(leaf.shape))  # so that its copy is the peak
         for leaf in largest_first:
             taken = turned[leaf.path] = _aligned(leaf.shape)
-            for start, value in _pieces(tensors, keys[leaf.key]):
-                if leaf.factor in keys:
-                    value = value / (np.asarray(tensors[keys[leaf.factor]]).reshape(()) or 1)
-                turning.append(pool.submit(_take, leaf, taken, start, value, keys[leaf.key]))
+            factor = np.asarray(tensors[keys[leaf.factor]]).reshape(()) if leaf.factor in keys else None
+            for start, read in _pieces(tensors, keys[leaf.key]):
+                turning.append(pool.submit(_take, leaf, taken, start, read, keys[leaf.key], factor))
                 if len(turning) > WORKERS:
                     turning.popleft().result()
         for rest in turning:
@@ -207,7 +206,8 @@ def ours(net: Chain, tensors: Mapping[str, np.ndarray], image_shape: tuple[int, 
     variables: dict[str, Any] = {}
     for name, (place, shape) in want.items():
         taken = _aligned(shape)
-        for start, value in _pieces(tensors, name):
+        for start, read in _pieces(tensors, name):
+            value = read()
             taken[start : start + len(value)] = _finite(name, value)
         _put(variables, place, taken)
     return variables
@@ -307,16 +307,25 @@ def _source_shape(shape: tuple[int, ...], site: Site, torch_layout: bool, as_con
     return shape[1], shape[0]
 
 
-def _pieces(tensors: Mapping[str, np.ndarray], name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """An array, if it can be in pieces, so that it is not in memory twice."""
+def _pieces(tensors: Mapping[str, np.ndarray], name: str) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
+    """An array, if it can be in pieces, so that it is not in memory twice: `Tensors.pieces` of any mapping."""
     if isinstance(tensors, Tensors):
         yield from tensors.pieces(name)
     else:
-        yield 0, np.asarray(tensors[name])
+        whole = np.asarray(tensors[name])
+        yield 0, lambda: whole
 
 
-def _take(leaf: Leaf, taken: np.ndarray, start: int, value: np.ndarray, name: str) -> None:
-    """Puts the source's rows from `start` on into `taken`, which has our layout, if they are finite."""
+def _take(
+    leaf: Leaf,
+    taken: np.ndarray,
+    start: int,
+    read: Callable[[], np.ndarray],
+    name: str,
+    factor: np.ndarray | None,
+) -> None:
+    """Reads the source's rows from `start` on and puts them into `taken`, which has our layout, if they are finite."""
+    value = read() if factor is None else read() / (factor or 1)
     value = _finite(name, value)
     stop = start + len(value) if value.ndim else 1
     if not leaf.torch_layout or len(leaf.shape) == 1:
@@ -325,12 +334,13 @@ def _take(leaf: Leaf, taken: np.ndarray, start: int, value: np.ndarray, name: st
     else:  # [out, in, positions] there, [positions, in, out] here
         maps = leaf.shape[2] if len(leaf.shape) == 4 else leaf.maps if leaf.maps > 1 else leaf.shape[0]
         outputs = leaf.shape[-1]
-        source, target = value.reshape(-1, maps, taken.size // (outputs * maps)), taken.reshape(-1, outputs)
-        rows, columns = BLOCK
+        positions = taken.size // (outputs * maps)
+        source, target = value.reshape(-1, maps, positions), taken.reshape(positions, maps, outputs)
+        rows, columns = BLOCK[0], max(1, BLOCK[1] // positions)
         for i in range(0, len(source), rows):
-            some = source[i : i + rows].transpose(0, 2, 1).reshape(-1, len(target))
-            for j in range(0, len(target), columns):
-                target[j : j + columns, start + i : start + i + len(some)] = some[:, j : j + columns].T
+            for j in range(0, maps, columns):
+                block = source[i : i + rows, j : j + columns]
+                target[:, j : j + columns, start + i : start + i + len(block)] = block.transpose(2, 1, 0)
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

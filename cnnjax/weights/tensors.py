@@ -5,6 +5,7 @@ below them raise on bad bytes, into `UnreadableWeights` with the name of the fil
 """
 
 import contextlib
+import functools
 import math
 import os
 import struct
@@ -67,7 +68,7 @@ class Tensor(NamedTuple):
     dtype: np.dtype
     load: Callable[[], np.ndarray]
     part: Callable[[int, int], np.ndarray] | None = None
-    """Some of the rows, where they can be read without the others."""
+    """Some of the rows, where they can be read without the others; by several threads at once."""
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -100,21 +101,27 @@ class Tensors(Mapping[str, np.ndarray]):
         with reading(self.source.path, f"tensor {show(name)} "):
             return tensor.load()
 
-    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """The array in pieces along its first axis, each after the number of its first row; a small one is one piece.
+    def pieces(self, name: str) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
+        """The array in pieces along its first axis: the number of a piece's first row, and what gives it.
+
+        A large array is read when its pieces are, which several threads may do at once; a small one is one piece, and
+        is read before.
 
         Raises: as a look-up does.
         """
         shape, dtype, _, part = self._tensors[name]
         row = math.prod(shape[1:]) * dtype.itemsize if shape else 0
         if part is None or row * max(shape[0] if shape else 0, 1) <= PIECE:
-            yield 0, self[name]
+            whole = self[name]
+            yield 0, lambda: whole
             return
         step = max(1, PIECE // row)
         for start in range(0, shape[0], step):
-            with reading(self.source.path, f"tensor {show(name)} "):
-                values = part(start, min(start + step, shape[0]))
-            yield start, values
+            yield start, functools.partial(self._rows, name, part, start, min(start + step, shape[0]))
+
+    def _rows(self, name: str, part: Callable[[int, int], np.ndarray], start: int, stop: int) -> np.ndarray:
+        with reading(self.source.path, f"tensor {show(name)} "):
+            return part(start, stop)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -153,7 +160,8 @@ def not_finite(values: np.ndarray) -> int:
         return 0
     flat = values.reshape(-1)  # in pieces, or the masks would be a quarter of the largest tensor
     with np.errstate(invalid="ignore"):  # signalling NaN of half precision
-        return sum(int((~np.isfinite(flat[i : i + CHUNK])).sum()) for i in range(0, len(flat), CHUNK))
+        finite = (np.count_nonzero(np.isfinite(flat[i : i + CHUNK])) for i in range(0, len(flat), CHUNK))
+        return len(flat) - int(sum(finite))
 
 
 @contextlib.contextmanager

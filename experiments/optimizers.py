@@ -53,7 +53,7 @@ CLAIMS = (
     Claim("the large batch errs more than the small one", {SWEPT: 1}, above=0, metric="large_batch"),
 )
 
-LAB = Config(scale="lab", seeds=3, epochs=16, batch=64, learning_rate=1e-3, bar=4)
+LAB = Config(scale="lab", seeds=3, epochs=12, batch=64, learning_rate=1e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, epochs=0.2),
     "lab": LAB,

@@ -37,12 +37,29 @@ class Highway(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         h = run(self, self.transform, x, train)
-        t = jax.nn.sigmoid(run(self, self.gate, x, train))
-        c = jax.nn.sigmoid(run(self, self.carry, x, train)) if self.carry else 1 - t
+        t = run(self, self.gate, x, train)
+        c = run(self, self.carry, x, train) if self.carry else -t
         if not x.shape == h.shape == t.shape == c.shape:
             shapes = ", ".join(str(part.shape[1:]) for part in (x, h, t, c))
             raise CnnjaxError(f"a highway layer keeps the shape of its input; input, H, T and C are {shapes}")
-        return h * t + x * c
+        return h * jax.nn.sigmoid(t) + _carried(x, c)
+
+
+@jax.custom_jvp
+def _carried(x: jax.Array, z: jax.Array) -> jax.Array:
+    """x · sigmoid(z). The gradient of x has a division: XLA:CPU computes that once.
+
+    A product it would fuse into each of its users, and so with every layer anew what came through all later ones: time
+    and compilation would grow with the square of the depth.
+    """
+    return x * jax.nn.sigmoid(z)
+
+
+@_carried.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x, z), (dx, dz) = primals, tangents
+    s = jax.nn.sigmoid(z)
+    return x * s, dx / (1 + jax.numpy.exp(-z)) + dz * (x * s * (1 - s))
 
 
 def _highway(layer: partial, *, gate_bias: float, carry: Carry) -> Highway:

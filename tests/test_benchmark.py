@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from peers import library
 
 from cnnjax.errors import CnnjaxError
 from experiments import benchmark
@@ -85,7 +86,7 @@ def test_a_peer_computes_what_we_compute(peer, mode, name):
     """Narrow members, in this process: the same parameters, logits and, without dropout, losses."""
     module, variant = benchmark.PEERS[peer]
     if module != "in_jax":
-        pytest.importorskip(module.removeprefix("in_"))
+        library(module.removeprefix("in_"))
     batch = 8 if mode == "train" else 2  # by two images' statistics a step magnifies any peer's rounding
     task, _ = benchmark.make_task(name, mode, Options(batch=batch, narrow=16))
     ours, theirs = (

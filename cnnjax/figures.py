@@ -256,9 +256,11 @@ def lines(
         for name in log:
             axes.set(**{f"{name}scale": "log"})
             axis = getattr(axes, f"{name}axis")
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:,g}")
-            axis.set_minor_formatter(NullFormatter())
+            low, high = axis.get_view_interval()
+            if high < 1e4 * low:  # over more decades Matplotlib's own, at powers of ten
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:,g}")
+                axis.set_minor_formatter(NullFormatter())
         if ticks:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.set_xticks([], minor=True)

@@ -239,6 +239,8 @@ def test_a_linked_cell_is_a_link_in_both_forms(tmp_path):
 def test_lines_and_greys_say_what_they_show():
     drawn = figures.lines({"one": [(1, 2.0, 0.5), (3, 1.0, None)], "none": []}, x="layers", y="error", ticks=(1, 3))
     assert "<!-- layers -->" in drawn and "<!-- error -->" in drawn and "<!-- none -->" not in drawn
+    drawn = figures.lines({"": [(1, 1e-12, None), (2, 1.0, None)]}, x="epoch", y="norm", log="y")
+    assert "10^{-12}" in drawn and "10^{0}" in drawn  # of many decades there are ticks as well
     drawn = figures.heat({"left": [[0, 1]], "right": [[1, 0]]}, x="place", y="row", value="gate", limits=(0, 1))
     assert all(f"<!-- {said} -->" in drawn for said in ("left", "right", "place", "row", "gate"))
 

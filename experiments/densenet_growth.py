@@ -5,7 +5,7 @@ Claim: More layers and more maps a layer help; bottlenecks and compression (BC) 
 Source: Huang et al. 2017, "Densely connected convolutional networks" (arXiv:1608.06993), Table 2 and Fig. 4; ResNet-56
     from He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), Table 6.
 Command: python -m experiments.densenet_growth
-Cost: smoke: a third of a minute on 2 CPU cores. lab: 15 minutes there. paper: 300 epochs of CIFAR-10 a run, a day on a
+Cost: smoke: a third of a minute on 2 CPU cores. lab: 20 minutes there. paper: 300 epochs of CIFAR-10 a run, a day on a
     GPU for the largest.
 Expected: lab: 1.5 to 3.5 % test error, but with bottlenecks and compression at once, which leave 5,000 parameters, 5 %,
     and 8 % in a ResNet of as many.

@@ -4,7 +4,7 @@ Claim: Errors fall in this order: a linear classifier, nearest neighbours, one h
 Source: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document recognition", Fig. 9 and
     section III: after 60,000 digits, without deskewing and distortions.
 Command: python -m experiments.lenet_mnist
-Cost: smoke: half a minute on 2 CPU cores. lab: 6 minutes there. paper: 20 passes over MNIST, an hour on a CPU.
+Cost: smoke: half a minute on 2 CPU cores. lab: 14 minutes there. paper: 20 passes over MNIST, an hour on a CPU.
 Expected: lab: dense LeNet-5 at 2.8 % test error, that of 1998 at 3.3; all above their published errors, for they see
     4,000 digits.
 Departures: Adam and a cosine schedule (for the perceptrons at a third of the learning rate) stand for the paper's

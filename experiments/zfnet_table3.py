@@ -4,7 +4,7 @@ Claim: The smaller first kernel and stride of ZFNet err less than AlexNet's. The
     makes little difference; wider middle convolutions are a gain, which wide fully connected layers lose again.
 Source: Zeiler & Fergus 2014, "Visualizing and understanding convolutional networks" (arXiv:1311.2901v3), Table 3.
 Command: python -m experiments.zfnet_table3
-Cost: smoke: half a minute on 2 CPU cores. lab: 20 minutes there. paper: 70 epochs of ImageNet a run.
+Cost: smoke: half a minute on 2 CPU cores. lab: 26 minutes there. paper: 70 epochs of ImageNet a run.
 Expected: lab: AlexNets at 3 to 4.5 % test error, ZFNets at 2.7 to 3.5: three seeds of digits do not tell them apart.
 Departures: Parameters and multiply-adds are those of the networks at their true size, 227×227×3 (AlexNet) or 224×224×3
     and 1,000 classes. The smoke and lab scales train them with a part of their width on digits of 67×67 pixels, with

@@ -26,45 +26,6 @@ MEMBERS = {
 }
 
 
-# --- the gradient -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("carry", ["coupled", "independent"])
-def test_gradient_is_that_of_the_equation_also_through_gates_that_are_shut(carry):
-    gates = jnp.array([-120.0, -90.0, -3.0, 0.0, 2.0, 90.0, 120.0])
-    x, h = jnp.linspace(-2, 2, 7), jnp.linspace(3, 1, 7)
-
-    def layer(x, h, z):
-        zero = {"kernel": jnp.zeros((7, 7))}
-        params = {"transform": {**zero, "bias": h}, "gate": {**zero, "bias": z}, "carry": {**zero, "bias": -z}}
-        gate = partial(Dense, 7, act=None)
-        some = rows(carry=gate()) if carry == "independent" else ()
-        net = Highway(rows(transform=gate()), rows(gate=gate()), some)
-        return net.apply({"params": params}, x[None], False)[0]
-
-    def equation(x, h, z):
-        return h * jax.nn.sigmoid(z) + x * (1 - jax.nn.sigmoid(z))
-
-    for back in (lambda f: jax.jacrev(f, (0, 1, 2)), lambda f: jax.jacfwd(f, (0, 1, 2))):
-        found = back(layer)(x, h, gates)
-        chex.assert_tree_all_finite(found)
-        chex.assert_trees_all_close(found, back(equation)(x, h, gates), atol=1e-6)
-
-
-def test_compiled_gradient_grows_with_the_depth_and_not_with_its_square():
-    """XLA:CPU would fuse into each layer's gradient what came through all later ones: twice as much at 30 layers."""
-
-    def read(depth: int) -> float:
-        net = highway_fc(depth, width=8)
-        images = jnp.ones((16, *IMAGE))
-        params = net.init(jax.random.key(0), images)["params"]
-        gradient = jax.jit(jax.grad(lambda params: net.apply({"params": params}, images).logits.sum()))
-        return gradient.lower(params).compile().cost_analysis()["bytes accessed"]
-
-    five, ten, thirty = map(read, (5, 10, 30))
-    assert (thirty - ten) / 20 < 1.2 * (ten - five) / 5
-
-
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +101,45 @@ def test_a_layer_that_changes_the_width_is_refused():
 def test_a_carry_gate_that_there_is_not_is_refused():
     with pytest.raises(CnnjaxError, match="carry gate 'tied'\nlegal: coupled, independent"):
         highway_fc(carry="tied")
+
+
+# --- the gradient -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carry", ["coupled", "independent"])
+def test_gradient_is_that_of_the_equation_also_through_gates_that_are_shut(carry):
+    gates = jnp.array([-120.0, -90.0, -3.0, 0.0, 2.0, 90.0, 120.0])
+    x, h = jnp.linspace(-2, 2, 7), jnp.linspace(3, 1, 7)
+
+    def layer(x, h, z):
+        zero = {"kernel": jnp.zeros((7, 7))}
+        params = {"transform": {**zero, "bias": h}, "gate": {**zero, "bias": z}, "carry": {**zero, "bias": -z}}
+        gate = partial(Dense, 7, act=None)
+        some = rows(carry=gate()) if carry == "independent" else ()
+        net = Highway(rows(transform=gate()), rows(gate=gate()), some)
+        return net.apply({"params": params}, x[None], False)[0]
+
+    def equation(x, h, z):
+        return h * jax.nn.sigmoid(z) + x * (1 - jax.nn.sigmoid(z))
+
+    for back in (lambda f: jax.jacrev(f, (0, 1, 2)), lambda f: jax.jacfwd(f, (0, 1, 2))):
+        found = back(layer)(x, h, gates)
+        chex.assert_tree_all_finite(found)
+        chex.assert_trees_all_close(found, back(equation)(x, h, gates), atol=1e-6)
+
+
+def test_compiled_gradient_grows_with_the_depth_and_not_with_its_square():
+    """XLA:CPU would fuse into each layer's gradient what came through all later ones: twice as much at 30 layers."""
+
+    def read(depth: int) -> float:
+        net = highway_fc(depth, width=8)
+        images = jnp.ones((16, *IMAGE))
+        params = net.init(jax.random.key(0), images)["params"]
+        gradient = jax.jit(jax.grad(lambda params: net.apply({"params": params}, images).logits.sum()))
+        return gradient.lower(params).compile().cost_analysis()["bytes accessed"]
+
+    five, ten, thirty = map(read, (5, 10, 30))
+    assert (thirty - ten) / 20 < 1.2 * (ten - five) / 5
 
 
 # --- what learns, and surgery -----------------------------------------------------------------------------------------

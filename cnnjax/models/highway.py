@@ -15,6 +15,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from cnnjax.errors import CnnjaxError, unknown
 from cnnjax.models.chain import Chain, Rows, chain, rows, run
@@ -59,7 +60,8 @@ def _carried(x: jax.Array, z: jax.Array) -> jax.Array:
 def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x, z), (dx, dz) = primals, tangents
     s = jax.nn.sigmoid(z)
-    return x * s, dx / (1 + jax.numpy.exp(-z)) + dz * (x * s * (1 - s))
+    y = x * s
+    return y, dx / (1 + jnp.exp(-z)) + dz * (y * (1 - s))
 
 
 def _highway(layer: partial, *, gate_bias: float, carry: Carry) -> Highway:

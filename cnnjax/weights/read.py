@@ -33,10 +33,10 @@ def read(path: str | os.PathLike) -> Tensors:
         raise UnreadableWeights(f"there is no file of weights {path}\n{LEGAL}")
     with reading(path):
         file = open(path, "rb")  # noqa: SIM115  # closed with the `Tensors` that read from it
-        if hasattr(os, "posix_fadvise"):  # the disk reads while the network is made
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         source = Source(path, file, os.fstat(file.fileno()).st_size)
         with source.closed_on_error():
+            if hasattr(os, "posix_fadvise"):  # the disk reads while the network is made
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             return _read(source)
 
 

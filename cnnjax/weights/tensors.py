@@ -97,9 +97,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Raises: KeyError; UnreadableWeights where the values are damaged."""
-        tensor = self._tensors[name]
-        with reading(self.source.path, f"tensor {show(name)} "):
-            return tensor.load()
+        return self._read(name, self._tensors[name].load)
 
     def pieces(self, name: str) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
         """The array in pieces along its first axis: the number of a piece's first row, and what gives it.
@@ -117,11 +115,11 @@ class Tensors(Mapping[str, np.ndarray]):
             return
         step = max(1, PIECE // row)
         for start in range(0, shape[0], step):
-            yield start, functools.partial(self._rows, name, part, start, min(start + step, shape[0]))
+            yield start, functools.partial(self._read, name, part, start, min(start + step, shape[0]))
 
-    def _rows(self, name: str, part: Callable[[int, int], np.ndarray], start: int, stop: int) -> np.ndarray:
+    def _read(self, name: str, load: Callable[..., np.ndarray], *rows: int) -> np.ndarray:
         with reading(self.source.path, f"tensor {show(name)} "):
-            return part(start, stop)
+            return load(*rows)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import math
 import os
 import statistics
@@ -20,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnjax import machine, page, report, runfolder, verdict
+from cnnjax import machine, page, report, runfolder, verdict, workers
 from cnnjax.errors import CnnjaxError, unknown
 from cnnjax.options import Config, Options, Training, parse
 from cnnjax.progress import progress
@@ -125,6 +126,8 @@ class Variant:
 
     how: what `fit` is told besides. columns: further columns, heading -> number or text. measure: what gives the
     metrics, any plain data; a row that is measured in another way than by a training needs neither network nor recipe.
+    shares: whether it takes, seed by seed, what another row that shares has trained; such rows are measured one after
+    the other.
     """
 
     net: Chain | None = None
@@ -132,6 +135,7 @@ class Variant:
     how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     measure: Measure = train
+    shares: bool = False
 
     def steps(self, data: Dataset) -> int:
         """Training steps; one for what is not trained in steps."""
@@ -301,61 +305,124 @@ def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any
         variant.check(data)
     runfolder.write_json(folder / "config.json", record)  # only now: what cannot be run leaves no run behind
     seeds = range(config.seed, config.seed + config.seeds)
-    places = {(name, seed): folder / name / f"seed-{seed}" for name in variants for seed in seeds}
-    todo = {run: place for run, place in places.items() if not (place / "result.json").exists()}
+    places = {(name, seed): _place(folder, name, seed) / "result.json" for name in variants for seed in seeds}
+    todo = [run for run, place in places.items() if not place.exists()]
     if len(todo) < len(places):
         print(f"{folder}: {len(places) - len(todo)} of {len(places)} runs are done, going on")
+    units = _units(variants, todo)
+    jobs = min(_jobs(config), len(units))
     with progress(sum(variants[name].steps(data) for name, _ in todo)) as tell:
-        for name, group in _groups(variants, list(todo)):
-            for seed in group:
-                places[name, seed].mkdir(parents=True, exist_ok=True)
-            on_log = _told(tell, name, group, variants[name].steps(data))
-            found = _measure(variants[name], data, {seed: places[name, seed] for seed in group}, on_log)
+
+        def told(unit: Unit, what: tuple[Group, Mapping[str, Any] | None]) -> None:
+            (name, group), row = what
+            label = f"{name}, seed {group[0]}" + (f"–{group[-1]}" if len(group) > 1 else "")
+            row = row and {**row, "step": row["step"] * len(group)}
+            tell(label, variants[name].steps(data) * len(group), row)
+
+        if jobs > 1:
+            start = functools.partial(_start, experiment.variants, config, folder)
+            workers.side_by_side(jobs, start, units, told, alike=_kind)
+        else:
+            work = _work(config, variants, data, folder)
+            for unit in units:
+                work(unit, functools.partial(told, unit))
+    results = {name: {seed: runfolder.read_json(places[name, seed]) for seed in seeds} for name in variants}
+    return _summary(experiment, config, record, data, variants, results)
+
+
+def _place(folder: Path, name: str, seed: int) -> Path:
+    return folder / name / f"seed-{seed}"
+
+
+def _jobs(config: Training) -> int:
+    """How many trainings may be under way at once."""
+    import jax
+
+    if not isinstance(config, Config):
+        return 1
+    alone = config.scale == "smoke" or jax.default_backend() != "cpu"
+    return config.jobs or (1 if alone else min(4, machine.cores()))
+
+
+Group = tuple[str, tuple[int, ...]]  # a variant, and the seeds with which it is measured together
+Unit = tuple[Group, ...]  # groups that are measured one after the other by the same process
+
+
+def _units(variants: Mapping[str, Variant], todo: Sequence[tuple[str, int]]) -> list[Unit]:
+    """What is to be done: on an accelerator the seeds of a training together, elsewhere each by itself, to be kept."""
+    import jax
+
+    units: dict[Any, dict[str, tuple[int, ...]]] = {}
+    for name, seed in todo:
+        together = variants[name].measure is train and jax.default_backend() != "cpu"
+        groups = units.setdefault(("", seed) if variants[name].shares else (name, None if together else seed), {})
+        groups[name] = (*groups.get(name, ()), seed)
+    return [tuple(groups.items()) for groups in units.values()]
+
+
+def _kind(unit: Unit) -> str:
+    """What units have in common that need the same compiled programs."""
+    return unit[0][0]
+
+
+Say = Callable[[tuple[Group, Mapping[str, Any] | None]], None]
+Work = Callable[[Unit, Say], None]
+
+
+def _start(variants: Callable, config: Training, folder: Path) -> Work:
+    """What measures units, in a process of its own."""
+    data = config.load()
+    return _work(config, variants(config, data), data, folder)
+
+
+def _work(
+    config: Training, variants: Mapping[str, Variant], data: Dataset, folder: Path
+) -> Callable[[Unit, Say], None]:
+    """What measures units, and writes their `result.json`."""
+
+    def work(unit: Unit, say: Say) -> None:
+        for group in unit:
+            name, seeds = group
+            places = {seed: _place(folder, name, seed) for seed in seeds}
+            for place in places.values():
+                place.mkdir(parents=True, exist_ok=True)
+            found = _measure(variants[name], data, places, lambda row, group=group: say((group, row)))
             for seed, result in found.items():
                 if config.metric not in result:
                     raise CnnjaxError(
                         f"{name} has no {config.metric!r}\ngive another --metric, or name others with --only"
                     )
-                runfolder.write_json(places[name, seed] / "result.json", result)
-            on_log({"step": variants[name].steps(data), "test": found[group[0]]})
-            on_log(None)
-    results = {
-        name: {seed: runfolder.read_json(places[name, seed] / "result.json") for seed in seeds} for name in variants
-    }
-    return _summary(experiment, config, record, data, variants, results)
+                runfolder.write_json(places[seed] / "result.json", result)
+            say((group, {"step": variants[name].steps(data), "test": found[seeds[0]]}))
+            say((group, None))
 
-
-def _groups(variants: Mapping[str, Variant], todo: Sequence[tuple[str, int]]) -> Iterator[tuple[str, list[int]]]:
-    """What is measured together: on an accelerator the seeds of a training, elsewhere each by itself, to be kept."""
-    import jax
-
-    for name, variant in variants.items():
-        seeds = [seed for of, seed in todo if of == name]
-        together = variant.measure is train and jax.default_backend() != "cpu"
-        yield from [(name, seeds)] if together and seeds else [(name, [seed]) for seed in seeds]
-
-
-def _told(tell: Callable, name: str, seeds: Sequence[int], steps: int) -> OnLog:
-    """What tells the progress bar of the rows of seeds that are trained together, as of one run."""
-    label = f"{name}, seed {seeds[0]}" + (f"–{seeds[-1]}" if len(seeds) > 1 else "")
-
-    def on_log(row: Mapping[str, Any] | None) -> None:
-        tell(label, steps * len(seeds), row and {**row, "step": row["step"] * len(seeds)})
-
-    return on_log
+    return work
 
 
 def _measure(variant: Variant, data: Dataset, folders: Mapping[int, Path], on_log: OnLog) -> dict[int, dict[str, Any]]:
     """The metrics of each run, and its cost; an equal share of it, of runs that are trained together."""
-    compiled, begun = machine.compile_seconds(), time.perf_counter()
+    compiled, begun, clock = machine.compile_seconds(), time.time(), time.perf_counter()
     if len(folders) == 1:
         [(seed, folder)] = folders.items()
         found = {seed: variant.measure(variant, data, seed, folder, on_log)}
     else:
         found = {seed: scores(run) for seed, run in trained(variant, data, folders, on_log).items()}
-    seconds = (time.perf_counter() - begun) / len(folders)
-    compiling = (machine.compile_seconds() - compiled) / len(folders)
-    return {seed: {**run, "seconds": seconds, "compile_seconds": compiling} for seed, run in found.items()}
+    seconds = (time.perf_counter() - clock) / len(folders)
+    cost = {
+        "seconds": seconds,
+        "compile_seconds": (machine.compile_seconds() - compiled) / len(folders),
+        "peak_memory_mb": machine.peak_memory_mb(),
+    }
+    return {seed: {**run, **cost, "begun": begun + i * seconds} for i, (seed, run) in enumerate(found.items())}
+
+
+def _clock_seconds(runs: Sequence[Mapping[str, Any]]) -> float:
+    """How long at least one of the runs was under way."""
+    total = end = 0.0
+    for begun, ended in sorted((run["begun"], run["begun"] + run["seconds"]) for run in runs):
+        total += max(0.0, ended - max(begun, end))
+        end = max(end, ended)
+    return total
 
 
 def _summary(experiment: Experiment, config: Training, record, data: Dataset, variants, results) -> dict[str, Any]:
@@ -405,9 +472,10 @@ def _summary(experiment: Experiment, config: Training, record, data: Dataset, va
             "classes": len(data.classes),
         },
         "cost": {
-            "seconds": round(sum(run["seconds"] for run in every), 1),
+            "seconds": round(_clock_seconds(every), 1),
+            "run_seconds": round(sum(run["seconds"] for run in every), 1),
             "compile_seconds": round(sum(run["compile_seconds"] for run in every), 1),
-            "peak_memory_mb": machine.peak_memory_mb(),
+            "peak_memory_mb": max(run["peak_memory_mb"] for run in every),
         },
         "environment": machine.environment(),
         "config": record,

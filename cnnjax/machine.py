@@ -62,6 +62,22 @@ def free_memory_mb() -> float:
     return math.inf
 
 
+def shares(jobs: int) -> list[set[int] | None]:
+    """The cores that this process may use, divided among so many others; None where the system cannot divide them.
+
+    Each has an equal share, or one core with others where there are too few.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return [None] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[i % len(cores) :: jobs]) for i in range(jobs)]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment() -> dict[str, Any]:
     """Versions, processor, devices."""
     from importlib.metadata import version

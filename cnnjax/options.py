@@ -130,10 +130,13 @@ class Config(Training):
     """The learning rate that the schedule starts from."""
     bar: float = 5.0
     """Test error in % that the reference network must reach; above it the verdict is "underpowered"."""
+    jobs: int | None = None
+    """Trainings at once, each in a process with its share of the cores; None: one a core, but at most 4, and one in all
+    on an accelerator and at the smoke scale."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least(batch=1)
+        self.at_least(batch=1, jobs=1)
         self.positive("epochs", "learning_rate", "bar")
 
     @property
@@ -158,7 +161,7 @@ def _plain(value: Any) -> Any:
 
 
 SEEDS = 2**32
-_NOT_RECORDED = ("workdir", "config", "fresh")
+_NOT_RECORDED = ("workdir", "config", "fresh", "jobs")
 C = TypeVar("C", bound=Options)
 
 

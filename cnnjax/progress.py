@@ -11,6 +11,7 @@ def progress(steps: int) -> Iterator[Callable[[str, int, Mapping[str, Any] | Non
     """A bar over all `steps` with the time left, and a line after each run; without a terminal, the lines alone.
 
     Yields a function to tell of each row that a run logs, as (label, steps of the run, row), and of its end, with None.
+    Several runs may be under way.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,22 +24,25 @@ def progress(steps: int) -> Iterator[Callable[[str, int, Mapping[str, Any] | Non
         TextColumn("left"),
         TimeRemainingColumn(),
     ]
-    begun, before, now = time.perf_counter(), 0, {}
+    begun, before = time.perf_counter(), 0
+    under_way: dict[str, dict[str, Any]] = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=steps)
 
         def show(label: str, steps_of_run: int, row: Mapping[str, Any] | None) -> None:
             nonlocal before
+            now = under_way.setdefault(label, {"step": 0})
             now.update(row or {})
             shown = [f"loss {now['train']['loss']:.3f}"] if "train" in now else []
             shown += [f"test error {now['test']['error']:.2f} %"] if "test" in now else []
             line = ", ".join([label, *shown])
             if row is not None:
-                bar.update(task, completed=before + row["step"], description=line)
+                done = before + sum(one["step"] for one in under_way.values())
+                bar.update(task, completed=done, description=line)
                 return
+            del under_way[label]
             before += steps_of_run
             left = (time.perf_counter() - begun) / before * (steps - before) / 60
             console.print(line + (f"; about {left:.1f} min left" if before < steps else ""))
-            now.clear()
 
         yield show

@@ -55,8 +55,9 @@ def _sections(results: Results, pictures: Sequence[Picture]) -> list[Section]:
     about, data, cost = results["about"], results["data"], results["cost"]
     costs = {
         "time, s": "seconds",
+        "of all runs together, s": "run_seconds",
         "of which compiling, s": "compile_seconds",
-        "peak memory, MB": "peak_memory_mb",
+        "most memory of a process, MB": "peak_memory_mb",
     }
     first: list[Section] = [("Results", [comparison(results), *pictures])]
     if results["verdict"]:

@@ -92,7 +92,7 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
         protocol = PROTOCOLS[name].for_crop(recipe.crop)
         protocol = dataclasses.replace(protocol, mirror=protocol.mirror and config.scale == "paper")
         measure = functools.partial(measured, config.networks, several, protocol)
-        return Variant(net=net, recipe=recipe, measure=measure)
+        return Variant(net=net, recipe=recipe, measure=measure, shares=True)
 
     return {name: variant(several, protocol) for name, (several, protocol, _) in TABLE.items()}
 

@@ -37,6 +37,8 @@ class Settings(Config):
     """The network that is trained: for digits, or for photographs."""
     mark: float = 97.0
     """The accuracy in % that the mean over the seeds has to reach."""
+    jobs: int | None = 1
+    """Trainings at once; more than one would disturb each other's times."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -105,11 +107,8 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
             loss=cross_entropy(label_smoothing=0.2),
             prepare=Prepare(standardise(data.train), augment),
         )
-    return {
-        "training": Variant(
-            net=net, recipe=recipe, columns={"mark, %": config.mark}, measure=functools.partial(timed, config.mark)
-        )
-    }
+    measure, columns = functools.partial(timed, config.mark), {"mark, %": config.mark}
+    return {"training": Variant(net=net, recipe=recipe, columns=columns, measure=measure)}
 
 
 def timed(mark: float, variant: Variant, data: Dataset, seed: int, folder: Path, on_log: OnLog) -> dict[str, float]:

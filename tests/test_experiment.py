@@ -32,6 +32,8 @@ class Settings(options.Config):
 
     width: float = 0.25
     """Width of every layer, relative to the paper's."""
+    jobs: int | None = 1
+    """Its lists are this process's."""
 
 
 class Fake:

@@ -1,0 +1,146 @@
+"""Work done side by side, by processes of which each has its share of the cores.
+
+A small network does not train faster on a second core; a second network does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from cnnjax import machine
+from cnnjax.errors import CnnjaxError
+
+Unit = TypeVar("Unit")
+Work = Callable[[Any, Callable[[Any], None]], None]
+
+
+def side_by_side(
+    jobs: int,
+    start: Callable[[], Work],
+    units: Sequence[Unit],
+    tell: Callable[[Unit, Any], None],
+    *,
+    alike: Callable[[Unit], Hashable],
+) -> None:
+    """Has `start()(unit, say)` done for every unit, by `jobs` processes that call `start` once each.
+
+    What the work says with `say` comes to `tell(unit, what)` in this process. Whatever goes from one to another is
+    pickled. A process goes on with a unit that is `alike` to its last, for which its programs are compiled, else with
+    one of a kind that no other process is at.
+
+    Raises what a unit raises that a person can mend, a `CnnjaxError` or an `OSError`; a `CnnjaxError` where a process
+    is gone. Then, and when this process is interrupted, the others are asked to stop, and waited for: SIGTERM has a
+    training finish its step and save.
+    """
+    spawn, waiting = multiprocessing.get_context("spawn"), list(units)
+    doing: dict[Connection, Unit] = {}
+
+    def give(connection: Connection, last: Unit | None) -> None:
+        doing.pop(connection, None)
+        if waiting:
+            unit = doing[connection] = waiting.pop(_next(list(map(alike, waiting)), last and alike(last), busy()))
+            connection.send(unit)
+
+    def busy() -> set[Hashable]:
+        return {alike(unit) for unit in doing.values()}
+
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(_stopped({}))
+        for cores in machine.shares(min(jobs, len(units))):
+            ours, theirs = spawn.Pipe()
+            stack.enter_context(ours)
+            with theirs, _deaf_children():
+                processes[ours] = spawn.Process(target=_work, args=(start, cores, theirs))
+                processes[ours].start()
+            give(ours, None)
+        while doing:
+            ready = wait(list(doing))
+            for connection in [one for one in doing if one in ready]:
+                unit = doing[connection]
+                try:
+                    what, value = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise _gone(unit, processes[connection]) from None
+                if what == "failed":
+                    raise value
+                if what == "said":
+                    tell(unit, value)
+                else:
+                    give(connection, unit)
+        for connection in processes:
+            connection.send(None)
+        for process in processes.values():
+            process.join()
+
+
+def _next(waiting: Sequence[Hashable], last: Hashable, busy: Collection[Hashable]) -> int:
+    """Which of the waiting kinds a process takes that was at `last`, while others are at `busy`."""
+    free = (i for i, kind in enumerate(waiting) if kind not in busy)
+    return waiting.index(last) if last in waiting else next(free, 0)
+
+
+def _work(start: Callable[[], Work], cores: set[int] | None, connection: Connection) -> None:
+    """What a process does."""
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    if cores:
+        os.sched_setaffinity(0, cores)
+    try:
+        work = start()
+        for unit in iter(connection.recv, None):
+            work(unit, lambda what: connection.send(("said", what)))
+            connection.send(("done", None))
+    except (CnnjaxError, OSError) as error:
+        connection.send(("failed", error))
+    except KeyboardInterrupt as stop:  # it was asked to stop, and has saved
+        sys.exit(getattr(stop, "exit_code", 130))
+
+
+def _end_with(parent: Any) -> None:
+    """Ends this process when its parent is gone, even killed: nobody else holds the lock of the run's folder then."""
+    parent.join()
+    os._exit(1)
+
+
+def _gone(unit: Any, process: BaseProcess) -> CnnjaxError:
+    process.join()
+    hint = "where memory is short, --jobs 1 needs less" if process.exitcode == -signal.SIGKILL else "see above"
+    return CnnjaxError(f"the process of {unit} ended with exit code {process.exitcode}\n{hint}")
+
+
+@contextlib.contextmanager
+def _stopped(processes: dict[Connection, BaseProcess]) -> Iterator[dict[Connection, BaseProcess]]:
+    """Ends the processes that are still there after the block; at a second interruption at once."""
+    try:
+        yield processes
+    finally:
+        try:
+            for process in processes.values():
+                process.terminate()
+            for process in processes.values():
+                process.join()
+        except BaseException:
+            for process in processes.values():
+                process.kill()
+            raise
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are started here do not hear a terminal's SIGINT, which comes to all: they are told what to do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -126,8 +126,8 @@ class Variant:
 
     how: what `fit` is told besides. columns: further columns, heading -> number or text. measure: what gives the
     metrics, any plain data; a row that is measured in another way than by a training needs neither network nor recipe.
-    shares: whether it takes, seed by seed, what another row that shares has trained; such rows are measured one after
-    the other.
+    networks: how many it trains, by which the time left is reckoned. shares: whether it takes, seed by seed, what
+    another row that shares has trained; such rows are measured one after the other.
     """
 
     net: Chain | None = None
@@ -135,6 +135,7 @@ class Variant:
     how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     measure: Measure = train
+    networks: int = 1
     shares: bool = False
 
     def steps(self, data: Dataset) -> int:
@@ -311,13 +312,14 @@ def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any
         print(f"{folder}: {len(places) - len(todo)} of {len(places)} runs are done, going on")
     units = _units(variants, todo)
     jobs = min(_jobs(config), len(units))
-    with progress(sum(variants[name].steps(data) for name, _ in todo)) as tell:
+    with progress(sum(variants[name].steps(data) * variants[name].networks for name, _ in todo)) as tell:
 
-        def told(unit: Unit, what: tuple[Group, Mapping[str, Any] | None]) -> None:
+        def told(_: Unit, what: tuple[Group, Mapping[str, Any] | None]) -> None:
             (name, group), row = what
+            trainings = len(group) * variants[name].networks
             label = f"{name}, seed {group[0]}" + (f"–{group[-1]}" if len(group) > 1 else "")
-            row = row and {**row, "step": row["step"] * len(group)}
-            tell(label, variants[name].steps(data) * len(group), row)
+            row = row and {**row, "step": row["step"] * trainings}
+            tell(label, variants[name].steps(data) * trainings, row)
 
         if jobs > 1:
             start = functools.partial(_start, experiment.variants, config, folder)

@@ -116,7 +116,8 @@ def variants(config: Settings, data: Dataset) -> dict[str, Variant]:
         "convolutional-elastic": (simard(classes), elastic),
         "perceptron-6-elastic": (mlp(*deep, classes=classes, act="tanh"), slow_elastic),
     }
-    whole = Variant(net=ciresan(classes), recipe=elastic, measure=functools.partial(committee, config.networks))
+    several = functools.partial(committee, config.networks)
+    whole = Variant(net=ciresan(classes), recipe=elastic, measure=several, networks=config.networks)
     trained = {name: Variant(net=net, recipe=recipe) for name, (net, recipe) in nets.items()}
     return {**known, **trained, "committee": whole}
 

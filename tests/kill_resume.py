@@ -33,9 +33,9 @@ def start(folder: Path, *options: object, **how) -> subprocess.Popen:
     return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment, **how)
 
 
-def rows_of(folder: Path) -> list[dict]:
+def rows_of(folder: Path, seed: int = 0) -> list[dict]:
     """What is in the metrics.jsonl of the run, timings aside."""
-    lines = (folder / "net" / "seed-0" / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "net" / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
 
 

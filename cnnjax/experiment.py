@@ -312,17 +312,23 @@ def _measure_all(experiment: Experiment, config: Training, record: dict[str, Any
         print(f"{folder}: {len(places) - len(todo)} of {len(places)} runs are done, going on")
     units = _units(variants, todo)
     jobs = min(_jobs(config), len(units))
-    with progress(sum(variants[name].steps(data) * variants[name].networks for name, _ in todo)) as tell:
+
+    def steps(group: Group) -> int:
+        name, seeds = group
+        return variants[name].steps(data) * variants[name].networks * len(seeds)
+
+    with progress(sum(steps(group) for unit in units for group in unit)) as tell:
 
         def told(_: Unit, what: tuple[Group, Mapping[str, Any] | None]) -> None:
-            (name, group), row = what
-            trainings = len(group) * variants[name].networks
-            label = f"{name}, seed {group[0]}" + (f"–{group[-1]}" if len(group) > 1 else "")
-            row = row and {**row, "step": row["step"] * trainings}
-            tell(label, variants[name].steps(data) * trainings, row)
+            group, row = what
+            name, seeds = group
+            label = f"{name}, seed {seeds[0]}" + (f"–{seeds[-1]}" if len(seeds) > 1 else "")
+            row = row and {**row, "step": row["step"] * steps(group) // variants[name].steps(data)}
+            tell(label, steps(group), row)
 
         if jobs > 1:
             start = functools.partial(_start, experiment.variants, config, folder)
+            units.sort(key=lambda unit: -sum(map(steps, unit)))  # what takes long must not be left to one at the end
             workers.side_by_side(jobs, start, units, told, alike=_kind)
         else:
             work = _work(config, variants, data, folder)

@@ -21,7 +21,7 @@ from typing import Any
 
 from cnnjax import figures
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.layers import ACTIVATIONS
 from cnnjax.models.lenet import lenet5
@@ -29,6 +29,7 @@ from cnnjax.models.surgery import with_activation
 from cnnjax.options import Config
 from cnnjax.page import Picture
 from cnnjax.train.recipes import ALEXNET
+from cnnjax.variant import Variant, scores, trained
 from cnnjax.verdict import Claim
 
 FUNCTIONS = ("sigmoid", "tanh", "scaled_tanh", "relu", "softplus", "elu")

@@ -18,11 +18,12 @@ import dataclasses
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
 from cnnjax.errors import CnnjaxError
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.surgery import with_features, with_init, without
 from cnnjax.options import Config
 from cnnjax.train.recipes import ALEXNET
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 # Zeiler & Fergus 2014, Table 3: the layers that are removed, and the top-5 validation error, %

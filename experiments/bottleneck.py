@@ -21,12 +21,13 @@ import math
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.augment import RandomCrop
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain, Residual, Rows, rows
 from cnnjax.models.resnet import resnet
 from cnnjax.models.surgery import map_modules, replace, with_width, without
 from cnnjax.options import Narrow
 from cnnjax.train.recipes import RESNET
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 # He et al. 2015, Table 3: top-1 validation error with ten crops, %, of ResNet-34 B and ResNet-50.

@@ -23,7 +23,7 @@ from typing import Any
 from cnnjax import figures
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain
 from cnnjax.models.densenet import TABLE_2, densenet_cifar
 from cnnjax.models.resnet import cifar_resnet
@@ -31,6 +31,7 @@ from cnnjax.models.surgery import with_width
 from cnnjax.options import Config
 from cnnjax.page import Picture
 from cnnjax.train.recipes import DENSENET_CIFAR
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 # Huang et al. 2017, Table 2, and He et al. 2015, Table 6: test error on CIFAR-10 with augmentation, %

@@ -20,7 +20,7 @@ import optax
 from cnnjax.data.augment import Compose, RandomCrop
 from cnnjax.data.colour import mean_image
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.chain import Chain
 from cnnjax.models.layers import MaxPool
@@ -29,6 +29,7 @@ from cnnjax.options import Narrow
 from cnnjax.train.feed import CentreCrop, Prepare
 from cnnjax.train.recipe import SGD, Recipe
 from cnnjax.train.recipes import ALEXNET
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 DEVICES = {

@@ -22,7 +22,7 @@ import numpy as np
 from cnnjax import figures
 from cnnjax.data.augment import RandomCrop, fixed
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, trained
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.googlenet import googlenet
 from cnnjax.models.lenet import lenet5
 from cnnjax.models.surgery import fully_convolutional
@@ -34,6 +34,7 @@ from cnnjax.train.protocols import PROTOCOLS, Protocol
 from cnnjax.train.recipe import preparation
 from cnnjax.train.recipes import GOOGLENET
 from cnnjax.train.state import variables
+from cnnjax.variant import Variant, trained
 from cnnjax.verdict import Claim
 
 # All networks or one, the protocol, and the top-5 validation error of Szegedy et al. 2014, Table 3, %; some recalled

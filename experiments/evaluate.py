@@ -21,8 +21,9 @@ import tyro
 
 from cnnjax import machine, page, runfolder
 from cnnjax.errors import CnnjaxError, unknown
-from cnnjax.experiment import Variant, command, configuration, kept
+from cnnjax.experiment import command, configuration, kept
 from cnnjax.options import Options, Training, arguments, parse
+from cnnjax.variant import Variant
 from experiments.__main__ import trainings
 
 if TYPE_CHECKING:  # so that --help answers at once

@@ -17,10 +17,11 @@ import dataclasses
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, adam_recipe, main
 from cnnjax.models.chain import Block, Chain, Rows, chain, rows
 from cnnjax.models.layers import Conv, Dense, MaxPool
 from cnnjax.options import Config
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 # The kernels of a stack, and what follows all but the last.

@@ -22,13 +22,14 @@ from typing import Any
 from cnnjax import figures
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain
 from cnnjax.models.googlenet import googlenet
 from cnnjax.models.surgery import replace, with_width, without
 from cnnjax.options import Narrow
 from cnnjax.page import Picture
 from cnnjax.train.recipes import GOOGLENET
+from cnnjax.variant import Variant, scores, trained
 from cnnjax.verdict import Claim
 
 PUBLISHED = {"heads": 10.07, "no-heads": None}

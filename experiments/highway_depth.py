@@ -27,7 +27,7 @@ from cnnjax.analysis.summary import summarise
 from cnnjax.data.augment import Compose, RandomCrop
 from cnnjax.data.splits import Dataset
 from cnnjax.data.warps import Elastic
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain, Residual, chain, features, rows
 from cnnjax.models.highway import DEPTHS, highway_fc, plain_fc
 from cnnjax.models.layers import Dense
@@ -37,6 +37,7 @@ from cnnjax.train.feed import Prepare
 from cnnjax.train.recipe import at_rate
 from cnnjax.train.recipes import HIGHWAY
 from cnnjax.train.state import variables
+from cnnjax.variant import Variant, scores, trained
 from cnnjax.verdict import Claim
 
 BIASES = {10: -1, 20: -2, 50: -3, 100: -4}  # of the gates by depth; the paper's search draws from -1 to -10

@@ -19,7 +19,7 @@ import dataclasses
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Aux, Block, Chain, Concat, rows
 from cnnjax.models.googlenet import googlenet
 from cnnjax.models.inception_bn import inception_bn
@@ -31,6 +31,7 @@ from cnnjax.options import Narrow
 from cnnjax.train.losses import cross_entropy
 from cnnjax.train.recipe import for_crop
 from cnnjax.train.recipes import INCEPTION_V3
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 # Top-1 validation error of a single crop, %.

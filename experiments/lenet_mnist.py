@@ -18,13 +18,14 @@ import functools
 
 from cnnjax.analysis.classic import gaussian_svm, nearest_neighbours
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, adam_recipe, main
 from cnnjax.models.lectures import linear, mlp
 from cnnjax.models.lenet import lenet5, lenet5_1998
 from cnnjax.options import Config
 from cnnjax.train.losses import mean_squared_error, rbf_discriminative
 from cnnjax.train.recipe import Cosine
 from cnnjax.train.recipes import lecun
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 from experiments.mnist_table import classic
 

@@ -33,7 +33,7 @@ from cnnjax.data.colour import Equalise, StandardiseEach
 from cnnjax.data.images import Transform, conform, decode
 from cnnjax.data.splits import Dataset
 from cnnjax.data.warps import Blur, Rotate
-from cnnjax.experiment import Experiment, Variant, adam_recipe, command, configuration, run, scores, trained
+from cnnjax.experiment import Experiment, adam_recipe, command, configuration, run
 from cnnjax.models.layers import MaxPool
 from cnnjax.models.lenet import lenet5
 from cnnjax.models.surgery import replace
@@ -43,6 +43,7 @@ from cnnjax.train.evaluate import Member, predict, score
 from cnnjax.train.feed import Prepare
 from cnnjax.train.recipe import preparation
 from cnnjax.train.state import variables
+from cnnjax.variant import Variant, scores, trained
 from cnnjax.verdict import Claim
 
 BOTH = ("distortion", "dropout")

@@ -23,11 +23,12 @@ from cnnjax.analysis.summary import summarise
 from cnnjax.data.augment import Fixed
 from cnnjax.data.sequences import letters, sounds
 from cnnjax.data.splits import Dataset, permutation
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, train
+from cnnjax.experiment import Experiment, adam_recipe, main
 from cnnjax.models.chain import Chain, chain
 from cnnjax.models.layers import Conv, Dense, GlobalAvgPool
 from cnnjax.models.local import unshared
 from cnnjax.options import Config
+from cnnjax.variant import Variant, train
 from cnnjax.verdict import Claim
 
 CLAIMS = tuple(

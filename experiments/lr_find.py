@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 from cnnjax import machine, page, runfolder
 from cnnjax.errors import CnnjaxError
-from cnnjax.experiment import Variant, command, kept
+from cnnjax.experiment import command, kept
 from cnnjax.options import parse
+from cnnjax.variant import Variant
 from experiments.train import Network, variant
 
 TOO_MUCH = 4  # times the lowest loss

@@ -23,7 +23,7 @@ from cnnjax.analysis.classic import gaussian_svm, nearest_neighbours, virtual_sv
 from cnnjax.data.augment import Compose
 from cnnjax.data.splits import Dataset
 from cnnjax.data.warps import Elastic, Rotate
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main
+from cnnjax.experiment import Experiment, adam_recipe, main
 from cnnjax.models.chain import Chain, chain
 from cnnjax.models.layers import Conv, Dense, MaxPool
 from cnnjax.models.lectures import linear, mlp
@@ -33,6 +33,7 @@ from cnnjax.train.evaluate import score
 from cnnjax.train.feed import Prepare
 from cnnjax.train.losses import mean_squared_error
 from cnnjax.train.recipe import Cosine
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 from experiments.ensembles import members
 

@@ -23,13 +23,14 @@ import optax
 
 from cnnjax import figures
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Diverged, Experiment, Variant, adam_recipe, main, scores
+from cnnjax.experiment import Experiment, adam_recipe, main
 from cnnjax.models.lenet import lenet5
 from cnnjax.options import Config
 from cnnjax.page import Picture
 from cnnjax.train.journal import NonFinite
 from cnnjax.train.loop import Run, fit_many
 from cnnjax.train.recipe import SGD, Drops, Recipe, RMSProp, arguments, steps
+from cnnjax.variant import Diverged, Variant, scores
 from cnnjax.verdict import Claim
 
 # The update rule, and its usual learning rate relative to Adam's.

@@ -25,7 +25,7 @@ import numpy as np
 from cnnjax import figures
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, scores, trained
+from cnnjax.experiment import Experiment, adam_recipe, main
 from cnnjax.models.all_cnn import all_cnn
 from cnnjax.models.chain import Chain
 from cnnjax.models.layers import AvgPool, MaxPool
@@ -34,6 +34,7 @@ from cnnjax.options import Narrow
 from cnnjax.page import Picture
 from cnnjax.train.evaluate import Member, predict
 from cnnjax.train.state import variables
+from cnnjax.variant import Variant, scores, trained
 from cnnjax.verdict import Claim
 
 # Springenberg et al. 2015, Table 3, base model C: test error on CIFAR-10 without augmentation, %; recalled

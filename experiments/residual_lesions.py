@@ -28,7 +28,7 @@ from cnnjax import figures
 from cnnjax.data.augment import fixed
 from cnnjax.data.splits import Dataset
 from cnnjax.errors import CnnjaxError
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain
 from cnnjax.models.densenet import densenet_cifar
 from cnnjax.models.highway import highway_conv
@@ -42,6 +42,7 @@ from cnnjax.train.evaluate import evaluate
 from cnnjax.train.feed import Prepare
 from cnnjax.train.recipes import RECIPES
 from cnnjax.train.state import variables
+from cnnjax.variant import Variant, scores, trained
 from cnnjax.verdict import Claim
 
 NETS = ("resnet", "plain", "vgg", "highway", "densenet")

@@ -23,12 +23,13 @@ from typing import Any
 from cnnjax import figures
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe, scores, trained
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.resnet import cifar_resnet
 from cnnjax.models.surgery import with_width
 from cnnjax.options import Narrow
 from cnnjax.page import Picture
 from cnnjax.train.recipes import RECIPES
+from cnnjax.variant import Variant, scores, trained
 from cnnjax.verdict import Claim
 
 # He et al. 2015, Table 6: test error on CIFAR-10, %.

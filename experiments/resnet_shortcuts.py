@@ -17,11 +17,12 @@ import dataclasses
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.augment import RandomCrop
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.resnet import cifar_resnet, resnet
 from cnnjax.models.surgery import with_width
 from cnnjax.options import Narrow
 from cnnjax.train.recipes import RESNET
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 # He et al. 2015, Table 3: the shortcuts, and top-1 validation error with ten crops, %.

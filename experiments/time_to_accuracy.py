@@ -21,11 +21,12 @@ from typing import Literal
 from cnnjax import machine
 from cnnjax.data.splits import Dataset
 from cnnjax.errors import CnnjaxError
-from cnnjax.experiment import Experiment, OnLog, Variant, main, scores
+from cnnjax.experiment import Experiment, main
 from cnnjax.models.chain import Block, Chain, Residual, chain, rows
 from cnnjax.models.layers import Conv, Dense, Flatten, MaxPool, Norm
 from cnnjax.models.lenet import lenet5
 from cnnjax.options import Config
+from cnnjax.variant import OnLog, Variant, scores
 from cnnjax.verdict import Claim
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from cnnjax.errors import CnnjaxError, unknown
-from cnnjax.experiment import Experiment, Variant, main
+from cnnjax.experiment import Experiment, main
 from cnnjax.options import Source, Training
+from cnnjax.variant import Variant
 
 if TYPE_CHECKING:  # so that --help answers at once
     from collections.abc import Callable

@@ -26,7 +26,7 @@ from cnnjax.analysis.gradients import gradient_norms, initial_gradient_norms
 from cnnjax.data.augment import RandomCrop
 from cnnjax.data.images import normalise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, scores, trained
+from cnnjax.experiment import Experiment, adam_recipe, main
 from cnnjax.models.chain import Chain
 from cnnjax.models.deep import KINDS, deep
 from cnnjax.options import Config
@@ -34,6 +34,7 @@ from cnnjax.page import Picture
 from cnnjax.train import metrics
 from cnnjax.train.recipe import CROSS_ENTROPY
 from cnnjax.train.state import variables
+from cnnjax.variant import Variant, scores, trained
 from cnnjax.verdict import Claim
 
 ACTS = ("sigmoid", "tanh", "relu")

@@ -18,13 +18,14 @@ import dataclasses
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.chain import Chain
 from cnnjax.models.surgery import replace, with_init, with_width, without
 from cnnjax.models.vgg import CONFIGURATIONS, vgg
 from cnnjax.options import Narrow
 from cnnjax.train.protocols import PROTOCOLS
 from cnnjax.train.recipes import VGG_A, krizhevsky
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 # Simonyan & Zisserman 2014, Table 3, trained and tested at 256: top-1 validation error, %. B-5x5: B's and 7 points.

@@ -16,13 +16,14 @@ import dataclasses
 
 from cnnjax.analysis.summary import summarise
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Experiment, Variant, adam_recipe, main, printed_recipe
+from cnnjax.experiment import Experiment, adam_recipe, main, printed_recipe
 from cnnjax.models.alexnet import alexnet
 from cnnjax.models.chain import Chain
 from cnnjax.models.surgery import with_features, with_init, with_width, without
 from cnnjax.models.zfnet import ADJUSTED, zfnet
 from cnnjax.options import Narrow
 from cnnjax.train.recipes import ZFNET
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 # Zeiler & Fergus 2014, Table 3: layers that are removed, widths that differ, and the top-5 validation error, %

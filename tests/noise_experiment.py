@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjax.experiment import Experiment, Variant, main
+from cnnjax.experiment import Experiment, main
 from cnnjax.options import Config
+from cnnjax.variant import Variant
 from cnnjax.verdict import Claim
 
 LOG, EVALUATE = 5, 40

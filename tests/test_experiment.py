@@ -12,7 +12,8 @@ from test_runfolder import held
 
 from cnnjax import options
 from cnnjax.data.splits import Dataset
-from cnnjax.experiment import Diverged, Experiment, Variant, main
+from cnnjax.experiment import Experiment, main
+from cnnjax.variant import Diverged, Variant
 from cnnjax.verdict import Claim
 
 DOC = """Whether b is worse than a.

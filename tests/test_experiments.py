@@ -108,7 +108,7 @@ def test_an_experiment_can_be_run_through_the_list_too():
 def test_an_experiment_is_a_short_file_that_says_what_it_claims(name):
     module = EXPERIMENTS[name]
     text, experiment = inspect.getsource(module), module.EXPERIMENT
-    assert Path(module.__file__).stem == name and len(text.splitlines()) <= 151
+    assert Path(module.__file__).stem == name and len(text.splitlines()) <= 152
     for section in ("Claim", "Source", "Command", "Cost", "Expected", "Departures"):
         assert f"\n{section}: " in experiment.doc
     assert f"python -m experiments.{name}" in experiment.doc

@@ -15,7 +15,7 @@ import pytest
 from noise_experiment import EXPERIMENT, digest, write_data
 from test_train import DATA, FRAME, SMALL, run, untimed
 
-from cnnjax.experiment import Diverged, Variant, main, train
+from cnnjax.experiment import main
 from cnnjax.models.chain import chain
 from cnnjax.models.layers import Dense
 from cnnjax.train import checkpoint, journal, loop, optim, parallel
@@ -24,6 +24,7 @@ from cnnjax.train.interrupt import Interrupted, postponed
 from cnnjax.train.metrics import read
 from cnnjax.train.recipe import SGD, Drops, Recipe, transformation
 from cnnjax.train.state import create
+from cnnjax.variant import Diverged, Variant, train
 
 TX = optax.chain(optim.sgd(optim.step_decay(0.1, (5,)), momentum=0.9), optim.plateau())
 HOW = {"tx": TX, "ema_decay": 0.9, "steps": 12, "log_every": 4, "eval_every": 6, "save_every": 5}

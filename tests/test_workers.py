@@ -11,11 +11,11 @@ import kill_resume
 import pytest
 from test_experiments import EXPERIMENTS
 
-from cnnjax import experiment, machine, workers
+from cnnjax import machine, runs, workers
 from cnnjax.errors import CnnjaxError
-from cnnjax.experiment import Variant
 from cnnjax.progress import progress
 from cnnjax.train import interrupt
+from cnnjax.variant import Variant
 
 
 def start():
@@ -110,21 +110,19 @@ def test_rows_that_share_networks_are_one_unit_a_seed():
     rows = {"a": Variant(), "b": Variant(shares=True), "c": Variant(shares=True)}
     todo = [(name, seed) for name in rows for seed in (0, 1)]
     alone = [(("a", (seed,)),) for seed in (0, 1)]
-    assert experiment._units(rows, todo) == [*alone, *((("b", (seed,)), ("c", (seed,))) for seed in (0, 1))]
+    assert runs._units(rows, todo) == [*alone, *((("b", (seed,)), ("c", (seed,))) for seed in (0, 1))]
 
 
 def test_seeds_are_trained_together_on_an_accelerator(monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     rows = {"a": Variant(), "b": Variant(measure=lambda *how: {})}
     todo = [(name, seed) for name in rows for seed in (0, 1)]
-    assert experiment._units(rows, todo) == [(("a", (0, 1)),), (("b", (0,)),), (("b", (1,)),)]
+    assert runs._units(rows, todo) == [(("a", (0, 1)),), (("b", (0,)),), (("b", (1,)),)]
 
 
 def test_the_time_of_runs_side_by_side_is_counted_once():
-    runs = [
-        {"begun": begun, "seconds": seconds} for begun, seconds in [(10.0, 4.0), (0, 2.0), (11.0, 1.0), (13.0, 3.0)]
-    ]
-    assert experiment._clock_seconds(runs) == 2 + 6
+    rows = [{"begun": begun, "seconds": seconds} for begun, seconds in [(10.0, 4), (0, 2), (11.0, 1), (13.0, 3)]]
+    assert runs.clock_seconds(rows) == 2 + 6
 
 
 def test_the_bar_keeps_apart_what_two_runs_say(capsys):

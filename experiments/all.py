@@ -161,7 +161,7 @@ def kept(found: Mapping[str, Any]) -> dict[str, Any]:
         "scale": found["config"]["scale"],
         "data": {**found["data"], "name": name.rstrip(":")},
         "rows": [{**row, "seeds": seeds(row)} for row in found["rows"]],
-        "seconds": found["cost"]["seconds"],
+        **{key: found["cost"][key] for key in ("seconds", "run_seconds")},
         "machine": {key: found["environment"][key] for key in ("processor", "cores", "devices", "jax")},
     }
 
@@ -182,7 +182,10 @@ def summary(every: Sequence[Mapping[str, Any]]) -> page.Page:
             if claim["verdict"] == FAILS
         ]
         on = f"{machine['devices']}, {machine['processor']}, {machine['cores']} cores, jax {machine['jax']}"
-        cost = f"{one['scale']} scale, {one['data']['name']}, {minutes} minutes on {on}; finished {one['finished']}."
+        side_by_side = one["run_seconds"] > 1.05 * one["seconds"]
+        runs = f" (its runs took {one['run_seconds'] / 60:.1f}, side by side)" if side_by_side else ""
+        took = f"{minutes} minutes{runs} on {on}; finished {one['finished']}."
+        cost = f"{one['scale']} scale, {one['data']['name']}, {took}"
         paper, verdict = f"Paper: {one['published_as']}.", f"Verdict: {judged['verdict']}; {judged['reason']}."
         said = [f"{one['about']['title']} Claim: {one['about']['claim']}", verdict]
         sections.append((name, [*said, report.comparison(one), of_claims, paper, cost]))

@@ -5,7 +5,7 @@ Claim: Errors fall down the table: a linear classifier, nearest neighbours, a pe
 Source: The lecture's table of MNIST errors, after http://yann.lecun.com/exdb/mnist: LeCun et al. 1998; DeCoste &
     Schölkopf 2002; Simard et al. 2003; Cireşan et al. 2010 and 2012.
 Command: python -m experiments.mnist_table
-Cost: smoke: a third of a minute on 2 CPU cores. lab: 36 minutes on one of them. paper: a day on a GPU.
+Cost: smoke: a third of a minute on 2 CPU cores. lab: 25 minutes there. paper: a day on a GPU.
 Expected: lab: from 22 to 1.5 %; more than the published errors, for 4,000 digits stand for 60,000.
 Departures: Networks are trained with Adam and a cosine schedule. The virtual SVM adds eight shifts of its support
     vectors, by 1 and 2 pixels along the axes, where DeCoste & Schölkopf add more. At the smoke and lab scales the deep

@@ -30,7 +30,7 @@ def results(name: str, verdict: str = "holds", data: str = "mnist5k") -> dict:
         "rows": [row],
         "verdict": {"verdict": verdict, "reason": "of 1 claims", "claims": [claim]},
         "data": {"name": data, "train": 4, "test": 2, "classes": 2},
-        "cost": {"seconds": 90.0},
+        "cost": {"seconds": 90.0, "run_seconds": 150.0},
         "environment": {"processor": "a chip", "cores": 2, "devices": "1 × cpu", "jax": "0"},
         "config": {"scale": "lab"},
         "finished": "2026-01-01",
@@ -101,6 +101,7 @@ def test_what_is_published_has_every_number_and_no_path(runs, tmp_path):
     page = (docs / "results.md").read_text()
     assert "| holds | 1 | 0 | 0 | lab | mnist5k | 2 | 1.5 |" in page
     assert "| does not hold at this scale | 0 | 1 | 0 | lab | npz:signs.npz | 2 | 1.5 |" in page
+    assert "npz:signs.npz, 1.5 minutes (its runs took 2.5, side by side) on 1 × cpu, a chip, 2 cores" in page
     assert "secret" not in page and str(tmp_path) not in page
     assert "| a | 3 | 3.00 ± 1.41 | 1.5 | 4 ± 1 |" in page
     _, _, wrong = page.partition("## Claims that did not hold")

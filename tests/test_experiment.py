@@ -180,6 +180,7 @@ BAD = {
     "--epochs nan": ["--epochs", "nan"],
     "--learning-rate 0": ["--learning-rate", "0"],
     "--batch 0": ["--batch"],
+    "--jobs 0": ["--jobs", "at least 1"],
     "--only c": ["'c'", "a, b"],
     "--channels 2": ["2", "1", "3"],
     "--data nosuch": ["nosuch", "mnist5k"],

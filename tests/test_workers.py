@@ -1,9 +1,11 @@
 """Work side by side: who does what, what comes back, and what happens when one of them fails or is stopped."""
 
+import contextlib
 import os
 import pickle
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,6 +99,51 @@ def test_a_process_that_is_gone_is_told(what, says):
     assert all(word in str(caught.value) for word in ["('a', ", *says])
 
 
+@contextlib.contextmanager
+def at_work(*units):
+    """A process of its own, in a group of its own, in which two are at work on the units."""
+    program = f"from pathlib import PosixPath; from test_workers import told; told({units!r})"
+    here = Path(__file__).parent
+    how = {"env": {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **how) as process:
+        yield process
+        process.wait(60)
+    for _ in range(100):
+        if left := alive(process.pid):
+            time.sleep(0.1)
+    assert not left
+
+
+def alive(group: int) -> list[int]:
+    """The processes of a group that are still at work."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat=,pid="], capture_output=True, text=True).stdout.splitlines()
+    return [int(pid) for of, stat, pid in map(str.split, found) if int(of) == group and not stat.startswith("Z")]
+
+
+def awaited(*places: Path) -> None:
+    begun = time.monotonic()
+    while not all(map(Path.exists, places)):
+        assert time.monotonic() - begun < 60
+        time.sleep(0.01)
+
+
+def test_a_terminals_interruption_is_heard_once_so_that_all_save(tmp_path):
+    """It comes to the whole group. A second signal would end them at once."""
+    places = tmp_path / "one", tmp_path / "two"
+    with at_work(("a", places[0]), ("b", places[1])) as process:
+        awaited(*places)
+        os.killpg(process.pid, signal.SIGINT)
+    assert [place.read_text() for place in places] == ["saved", "saved"]
+
+
+def test_none_outlives_the_process_that_started_them(tmp_path):
+    """Though they say nothing, so that nothing tells them."""
+    places = tmp_path / "one", tmp_path / "two"
+    with at_work(*(("a", [place, tmp_path / "never"]) for place in places)) as process:
+        awaited(*places)
+        process.kill()
+
+
 def test_each_process_has_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 5}, raising=False)
     assert machine.cores() == 5
@@ -171,17 +218,6 @@ def test_runs_side_by_side_that_are_stopped_come_to_the_same_end_as_one_after_th
         _, said = process.communicate(timeout=60)
     assert process.returncode == code
     assert said.splitlines() == ([] if name == "KILL" else [said.strip()]), said
-    for _ in range(100):  # when their parent is killed they see to it themselves
-        if left := alive(process.pid):
-            time.sleep(0.1)
-    assert not left
     assert any((tmp_path / "two").glob("net/seed-*/checkpoints/*"))
     hashes, rows = ended(tmp_path / "two", 2)
     assert rows == calm[1] and len(calm[0]) == 3 and hashes <= calm[0]
-
-
-def alive(group: int) -> list[int]:
-    """The processes of a group that are still at work."""
-    found = subprocess.run(["ps", "-eo", "pgid=,stat=,pid="], capture_output=True, text=True).stdout.split("\n")
-    rows = [line.split() for line in found if line]
-    return [int(pid) for of, stat, pid in rows if int(of) == group and not stat.startswith("Z")]

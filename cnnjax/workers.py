@@ -135,7 +135,7 @@ def _stopped(processes: dict[Connection, BaseProcess]) -> Iterator[dict[Connecti
 
 @contextlib.contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes that are started here do not hear a terminal's SIGINT, which comes to all: they are told what to do."""
+    """Processes that are started here do not hear a terminal's SIGINT, which would interrupt their imports too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -102,7 +102,7 @@ def test_a_process_that_is_gone_is_told(what, says):
 @contextlib.contextmanager
 def at_work(*units):
     """A process of its own, in a group of its own, in which two are at work on the units."""
-    program = f"from pathlib import PosixPath; from test_workers import told; told({units!r})"
+    program = f"from pathlib import PosixPath\nfrom test_workers import *\nwith interrupt.raised(): told({units!r})"
     here = Path(__file__).parent
     how = {"env": {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **how) as process:
@@ -127,12 +127,13 @@ def awaited(*places: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_terminals_interruption_is_heard_once_so_that_all_save(tmp_path):
-    """It comes to the whole group. A second signal would end them at once."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_to_all_processes_has_them_all_save(number, tmp_path):
+    """From a terminal or a scheduler."""
     places = tmp_path / "one", tmp_path / "two"
     with at_work(("a", places[0]), ("b", places[1])) as process:
         awaited(*places)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
     assert [place.read_text() for place in places] == ["saved", "saved"]
 
 

@@ -1,6 +1,7 @@
 """Signals that end a run: after the first it finishes its step and saves, at the second it is gone."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -23,6 +24,9 @@ class Interrupted(KeyboardInterrupt):
 def postponed() -> Iterator[list[int]]:
     """Yields a list that SIGTERM and SIGINT are added to; the second one ends the process at once.
 
+    Not so in a process that another one has started: that one asks it to stop when it is asked itself, and all hear
+    twice of a signal that a terminal or a scheduler sends to all.
+
     What was asked for and not answered by an exception is asked again when the block has ended. Outside the main
     thread, where handlers cannot be set, nothing changes; nor does it for signals that the process ignores.
     """
@@ -31,7 +35,8 @@ def postponed() -> Iterator[list[int]]:
     def hear(number: int, _: Any) -> None:
         came.append(number)
 
-    with _handled(hear, signal.SIGTERM, signal.SIGINT) as numbers, _gone_at_the_second_of(numbers):
+    hurried = multiprocessing.parent_process() is None
+    with _handled(hear, signal.SIGTERM, signal.SIGINT) as numbers, _gone_at_the_second_of(numbers if hurried else []):
         yield came
     if came:
         signal.raise_signal(came[0])

@@ -71,6 +71,9 @@ def _place(folder: Path, name: str, seed: int) -> Path:
     return folder / name / f"seed-{seed}"
 
 
+MEMORY_MB = 4000  # of the largest process of the experiments at the lab scale
+
+
 def _jobs(config: Training) -> int:
     """How many trainings may be under way at once."""
     import jax
@@ -78,7 +81,8 @@ def _jobs(config: Training) -> int:
     if not isinstance(config, Config):
         return 1
     alone = config.scale == "smoke" or jax.default_backend() != "cpu"
-    return config.jobs or (1 if alone else min(4, machine.cores()))
+    room = min(4, machine.cores(), machine.free_memory_mb() / MEMORY_MB)
+    return config.jobs or (1 if alone else max(1, int(room)))
 
 
 def _units(variants: Mapping[str, Variant], todo: Sequence[tuple[str, int]]) -> list[Unit]:

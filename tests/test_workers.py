@@ -1,6 +1,7 @@
 """Work side by side: who does what, what comes back, and what happens when one of them fails or is stopped."""
 
 import contextlib
+import math
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from test_experiments import EXPERIMENTS
 
 from cnnjax import machine, runs, workers
 from cnnjax.errors import CnnjaxError
+from cnnjax.options import Config
 from cnnjax.progress import progress
 from cnnjax.train import interrupt
 from cnnjax.variant import Variant
@@ -152,6 +154,25 @@ def test_each_process_has_its_share_of_the_cores(monkeypatch):
     assert machine.shares(7) == [{0}, {1}, {2}, {3}, {5}, {0}, {1}]
     monkeypatch.delattr(os, "sched_getaffinity")
     assert machine.shares(2) == [None, None] and machine.cores() == os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "memory", "backend", "jobs"),
+    [
+        ({}, 2, 9000, "cpu", 2),
+        ({}, 64, math.inf, "cpu", 4),
+        ({}, 8, 9000, "cpu", 2),
+        ({}, 8, 100, "cpu", 1),
+        ({}, 8, 64000, "gpu", 1),
+        ({"scale": "smoke"}, 8, 64000, "cpu", 1),
+        ({"scale": "smoke", "jobs": 3}, 2, 100, "gpu", 3),
+    ],
+)
+def test_there_are_as_many_processes_as_cores_and_memory_allow(options, cores, memory, backend, jobs, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(machine, "free_memory_mb", lambda: memory)
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    assert runs._jobs(Config(**options)) == jobs
 
 
 def test_rows_that_share_networks_are_one_unit_a_seed():

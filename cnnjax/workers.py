@@ -44,14 +44,13 @@ def side_by_side(
     spawn, waiting = multiprocessing.get_context("spawn"), list(units)
     doing: dict[Connection, Unit] = {}
 
-    def give(connection: Connection, last: Unit | None) -> None:
+    def give(connection: Connection, last: Hashable = None) -> None:
         doing.pop(connection, None)
         if waiting:
-            unit = doing[connection] = waiting.pop(_next(list(map(alike, waiting)), last and alike(last), busy()))
-            connection.send(unit)
-
-    def busy() -> set[Hashable]:
-        return {alike(unit) for unit in doing.values()}
+            unit = waiting.pop(_next(list(map(alike, waiting)), last, set(map(alike, doing.values()))))
+            doing[connection] = unit
+            with contextlib.suppress(BrokenPipeError):  # it is gone, as will be seen below
+                connection.send(unit)
 
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(_stopped({}))
@@ -61,7 +60,7 @@ def side_by_side(
             with theirs, _deaf_children():
                 processes[ours] = spawn.Process(target=_work, args=(start, cores, theirs))
                 processes[ours].start()
-            give(ours, None)
+            give(ours)
         while doing:
             ready = wait(list(doing))
             for connection in [one for one in doing if one in ready]:
@@ -69,13 +68,13 @@ def side_by_side(
                 try:
                     what, value = connection.recv()
                 except (EOFError, ConnectionResetError):
-                    raise _gone(unit, processes[connection]) from None
+                    raise _gone(alike(unit), processes[connection]) from None
                 if what == "failed":
                     raise value
                 if what == "said":
                     tell(unit, value)
                 else:
-                    give(connection, unit)
+                    give(connection, alike(unit))
         for connection in processes:
             connection.send(None)
         for process in processes.values():
@@ -110,10 +109,10 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _gone(unit: Any, process: BaseProcess) -> CnnjaxError:
+def _gone(kind: Hashable, process: BaseProcess) -> CnnjaxError:
     process.join()
     hint = "where memory is short, --jobs 1 needs less" if process.exitcode == -signal.SIGKILL else "see above"
-    return CnnjaxError(f"the process of {unit} ended with exit code {process.exitcode}\n{hint}")
+    return CnnjaxError(f"the process of {kind} ended with exit code {process.exitcode}\n{hint}")
 
 
 @contextlib.contextmanager

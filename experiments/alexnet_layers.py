@@ -62,7 +62,7 @@ class Settings(Config):
             raise CnnjaxError(f"--width is {self.width}; it must be from 0.0625 to 4")
 
 
-LAB = Settings(scale="lab", seeds=3, size=67, channels=1, width=0.25, epochs=10, batch=64, learning_rate=1e-3, bar=5)
+LAB = Settings(scale="lab", seeds=10, size=67, channels=1, width=0.25, epochs=10, batch=64, learning_rate=1e-3, bar=5)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, width=0.125, epochs=0.25),
     "lab": LAB,

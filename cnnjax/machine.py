@@ -55,11 +55,29 @@ def host_memory_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
-def free_memory_mb() -> float:
-    """What more processes may take before there is no memory, in MB; infinity where that cannot be told."""
+def free_memory_mb(root: Path = Path("/")) -> float:
+    """What more processes may take before there is no memory, in MB; infinity where that cannot be told.
+
+    root: where Linux's proc and sys are.
+    """
+    free = [math.inf]
     with contextlib.suppress(OSError):
-        return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024 / 1e6
-    return math.inf
+        free.append(int((root / "proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024)
+    for group in _control_groups(root):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", which is no limit
+            limit = int((group / "memory.max").read_text())
+            free.append(limit - int((group / "memory.stat").read_text().split()[1]))  # anon, which is not given back
+    return min(free) / 1e6
+
+
+def _control_groups(root: Path) -> list[Path]:
+    """The groups (of a container, of a cluster's job) that this process is in, and that those are in."""
+    top = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError):
+        told = re.search(r"^0::/(.*)$", (root / "proc/self/cgroup").read_text(), re.MULTILINE)
+        own = top / (told[1] if told else "")
+        return [own, *(group for group in own.parents if group.is_relative_to(top))]
+    return []
 
 
 def shares(jobs: int) -> list[set[int] | None]:

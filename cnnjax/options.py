@@ -131,8 +131,8 @@ class Config(Training):
     bar: float = 5.0
     """Test error in % that the reference network must reach; above it the verdict is "underpowered"."""
     jobs: int | None = None
-    """Trainings at once, each in a process with its share of the cores; None: one a core and for each 4 GB of memory
-    that is free, at most 4; at the smoke scale and on an accelerator one."""
+    """Trainings at once, each in a process with its share of the cores; None: at the lab scale one a core and for each
+    4 GB of memory that is free, at most 4; otherwise, and on an accelerator, one."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -80,9 +80,11 @@ def _jobs(config: Training) -> int:
 
     if not isinstance(config, Config):
         return 1
-    alone = config.scale == "smoke" or jax.default_backend() != "cpu"
+    backend, asked = jax.default_backend(), config.jobs
+    if backend != "cpu" and asked not in (None, 1):
+        raise CnnjaxError(f"--jobs is {asked}, and on a {backend} one process has the device\nleave it out there")
     room = min(4, machine.cores(), machine.free_memory_mb() / MEMORY_MB)
-    return config.jobs or (1 if alone else max(1, int(room)))
+    return asked or (max(1, int(room)) if backend == "cpu" and config.scale == "lab" else 1)
 
 
 def _units(variants: Mapping[str, Variant], todo: Sequence[tuple[str, int]]) -> list[Unit]:

@@ -42,6 +42,7 @@ def side_by_side(
     training finish its step and save.
     """
     spawn, waiting = multiprocessing.get_context("spawn"), list(units)
+    shares = machine.shares(min(jobs, len(units)))
     doing: dict[Connection, Unit] = {}
 
     def give(connection: Connection, last: Hashable = None) -> None:
@@ -53,12 +54,13 @@ def side_by_side(
                 connection.send(unit)
 
     with contextlib.ExitStack() as stack:
+        pipes = [spawn.Pipe() for _ in shares]
+        for ours, _ in pipes:
+            stack.enter_context(ours)  # closed last: who is asked to stop may still have something to say
         processes = stack.enter_context(_stopped({}))
-        for cores in machine.shares(min(jobs, len(units))):
-            ours, theirs = spawn.Pipe()
-            stack.enter_context(ours)
-            with theirs, _deaf_children():
-                processes[ours] = spawn.Process(target=_work, args=(start, cores, theirs))
+        for cores, (ours, theirs) in zip(shares, pipes, strict=True):
+            with theirs, _born(cores):
+                processes[ours] = spawn.Process(target=_work, args=(start, theirs))
                 processes[ours].start()
             give(ours)
         while doing:
@@ -87,11 +89,9 @@ def _next(waiting: Sequence[Hashable], last: Hashable, busy: Collection[Hashable
     return waiting.index(last) if last in waiting else next(free, 0)
 
 
-def _work(start: Callable[[], Work], cores: set[int] | None, connection: Connection) -> None:
+def _work(start: Callable[[], Work], connection: Connection) -> None:
     """What a process does."""
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    if cores:
-        os.sched_setaffinity(0, cores)
     try:
         work = start()
         for unit in iter(connection.recv, None):
@@ -121,25 +121,28 @@ def _stopped(processes: dict[Connection, BaseProcess]) -> Iterator[dict[Connecti
     try:
         yield processes
     finally:
+        started = [process for process in processes.values() if process.pid]
         try:
-            for process in processes.values():
+            for process in started:
                 process.terminate()
-            for process in processes.values():
+            for process in started:
                 process.join()
         except BaseException:
-            for process in processes.values():
+            for process in started:
                 process.kill()
             raise
 
 
 @contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes that are started here do not hear a terminal's SIGINT, which would interrupt their imports too."""
-    if threading.current_thread() is not threading.main_thread():
+def _born(cores: set[int] | None) -> Iterator[None]:
+    """Processes that are started here have these cores, and do not hear a terminal's SIGINT.
+
+    From their first moment: the libraries that they import count the cores, and SIGINT would interrupt the imports.
+    """
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))
+        if cores:
+            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+            os.sched_setaffinity(0, cores)
         yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

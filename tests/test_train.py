@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import pickle
 from functools import partial
 
 import chex
@@ -486,6 +487,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_finite_checkpoint_
         like = jax.device_put(start(SMALL, tx), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         kept = checkpoint.restore(saved, newest, like)
     assert newest in (4, 8) and newest <= error.value.step
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # as it comes from another process
     chex.assert_tree_all_finite((kept.params, kept.stats))
     with pytest.raises(NonFinite) as again:
         run(tmp_path, tx=tx, steps=40, log_every=10, eval_every=None, save_every=4)

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import kill_resume
@@ -40,6 +42,7 @@ def start():
                 while not came:
                     time.sleep(0.01)
                 time.sleep(0.2)
+                say("its last row")
                 what.write_text("saved")
         if isinstance(what, list):
             what[0].touch()
@@ -101,6 +104,21 @@ def test_a_process_that_is_gone_is_told(what, says):
     assert all(word in str(caught.value) for word in ["process of a ended", *says])
 
 
+def test_where_a_process_cannot_be_started_that_is_said_and_the_others_save(monkeypatch, tmp_path):
+    place, begin, begun = tmp_path / "other", SpawnProcess.start, []
+
+    def first_alone(process):
+        if begun:
+            awaited(place.exists)
+            raise OSError(12, "Cannot allocate memory")
+        begun.append(begin(process))
+
+    monkeypatch.setattr(SpawnProcess, "start", first_alone)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        told([("a", place), ("b", 1)])
+    assert place.read_text() == "saved"
+
+
 @contextlib.contextmanager
 def at_work(*units):
     """A process of its own, in a group of its own, in which two are at work on the units."""
@@ -108,12 +126,13 @@ def at_work(*units):
     here = Path(__file__).parent
     how = {"env": {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **how) as process:
-        yield process
-        process.wait(60)
-    for _ in range(100):
-        if left := alive(process.pid):
-            time.sleep(0.1)
-    assert not left
+        try:
+            yield process
+            process.wait(60)
+            awaited(lambda: not alive(process.pid))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def alive(group: int) -> list[int]:
@@ -122,9 +141,9 @@ def alive(group: int) -> list[int]:
     return [int(pid) for of, stat, pid in map(str.split, found) if int(of) == group and not stat.startswith("Z")]
 
 
-def awaited(*places: Path) -> None:
+def awaited(*happened: Callable[[], bool]) -> None:
     begun = time.monotonic()
-    while not all(map(Path.exists, places)):
+    while not all(true() for true in happened):
         assert time.monotonic() - begun < 60
         time.sleep(0.01)
 
@@ -134,7 +153,7 @@ def test_a_signal_that_comes_to_all_processes_has_them_all_save(number, tmp_path
     """From a terminal or a scheduler."""
     places = tmp_path / "one", tmp_path / "two"
     with at_work(("a", places[0]), ("b", places[1])) as process:
-        awaited(*places)
+        awaited(*(place.exists for place in places))
         os.killpg(process.pid, number)
     assert [place.read_text() for place in places] == ["saved", "saved"]
 
@@ -143,7 +162,7 @@ def test_none_outlives_the_process_that_started_them(tmp_path):
     """Though they say nothing, so that nothing tells them."""
     places = tmp_path / "one", tmp_path / "two"
     with at_work(*(("a", [place, tmp_path / "never"]) for place in places)) as process:
-        awaited(*places)
+        awaited(*(place.exists for place in places))
         process.kill()
 
 
@@ -165,7 +184,9 @@ def test_each_process_has_its_share_of_the_cores(monkeypatch):
         ({}, 8, 100, "cpu", 1),
         ({}, 8, 64000, "gpu", 1),
         ({"scale": "smoke"}, 8, 64000, "cpu", 1),
-        ({"scale": "smoke", "jobs": 3}, 2, 100, "gpu", 3),
+        ({"scale": "paper"}, 8, 64000, "cpu", 1),
+        ({"scale": "smoke", "jobs": 3}, 2, 100, "cpu", 3),
+        ({"jobs": 1}, 8, 64000, "gpu", 1),
     ],
 )
 def test_there_are_as_many_processes_as_cores_and_memory_allow(options, cores, memory, backend, jobs, monkeypatch):
@@ -173,6 +194,34 @@ def test_there_are_as_many_processes_as_cores_and_memory_allow(options, cores, m
     monkeypatch.setattr(machine, "free_memory_mb", lambda: memory)
     monkeypatch.setattr("jax.default_backend", lambda: backend)
     assert runs._jobs(Config(**options)) == jobs
+
+
+def test_no_two_processes_are_asked_for_where_one_has_the_device(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    with pytest.raises(CnnjaxError, match="--jobs is 3, and on a gpu"):
+        runs._jobs(Config(jobs=3))
+
+
+@pytest.mark.parametrize(
+    ("available", "limits", "free"),
+    [(9, ("max", "max"), 9), (9, ("max", "5"), 4), (9, ("3", "5"), 2), (1, ("3", "5"), 1), (None, ("max", "5"), 4)],
+)
+def test_no_more_memory_is_free_than_a_container_and_a_job_in_it_may_have(available, limits, free, tmp_path):
+    """In GB; each of the two groups holds one that it cannot give back."""
+    own = tmp_path / "sys/fs/cgroup/container/job"
+    own.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/other\n0::/container/job\n")
+    if available is not None:
+        (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {available * 10**9 // 1024} kB\n")
+    for group, limit in zip((own, own.parent), limits, strict=True):
+        (group / "memory.max").write_text(limit if limit == "max" else f"{limit}000000000\n")
+        (group / "memory.stat").write_text("anon 1000000000\nfile 9000000000\n")
+    assert machine.free_memory_mb(tmp_path) == pytest.approx(free * 1000)
+
+
+def test_where_nothing_tells_how_much_memory_is_free_it_is_no_limit(tmp_path):
+    assert machine.free_memory_mb(tmp_path) == math.inf and machine.free_memory_mb() > 0
 
 
 def test_rows_that_share_networks_are_one_unit_a_seed():

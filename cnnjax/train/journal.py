@@ -22,8 +22,11 @@ class NonFinite(CnnjaxError):
     exit_code = 3
 
     def __init__(self, step: int, what: str):
-        super().__init__(f"training diverged: {what} is not finite at step {step}\ntry a smaller learning rate")
-        self.step = step
+        super().__init__(step, what)  # from which it is made again in another process
+        self.step, self.what = step, what
+
+    def __str__(self) -> str:
+        return f"training diverged: {self.what} is not finite at step {self.step}\ntry a smaller learning rate"
 
 
 class Journal:

@@ -99,7 +99,7 @@ def _pools_in_two_dimensions(model: Any) -> Any:
     made = {output: node for node in model.graph.node for output in node.output}
     used = {name: node for node in model.graph.node for name in node.input}
     for pool in [node for node in model.graph.node if node.op_type == "MaxPool"]:
-        has = {attribute.name: list(attribute.ints) for attribute in pool.attribute}
+        has: dict[str, Any] = {attribute.name: list(attribute.ints) for attribute in pool.attribute}
         if len(has["kernel_shape"]) != 4:
             continue
         inner = made[pool.input[0]]

@@ -6,7 +6,7 @@ Source: He, Zhang, Ren & Sun 2015, "Deep residual learning for image recognition
     (ResNet-34 B and ResNet-50), and the lectures: 69,632 against 589,824 weights. "reduced" is the reduction of
     Szegedy et al. 2014, "Going deeper with convolutions" (arXiv:1409.4842): 256 maps of 56×56 to 64.
 Command: python -m experiments.bottleneck
-Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 15 minutes there. paper: 120 epochs of ImageNet a run.
+Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 7 minutes there. paper: 120 epochs of ImageNet a run.
 Expected: lab: 2 to 3 % test error, and the wide 3×3 convolution best: digits have no use for a bottleneck.
 Departures: Weights, multiply-adds and values are those of a block's convolutions at 56×56, on 64 maps in "basic", on
     256 elsewhere; values are those that the first of them gives. The paper has no ResNet-50 with blocks of one 3×3

@@ -5,7 +5,7 @@ Source: The lectures on activation functions, and Krizhevsky, Sutskever & Hinton
     deep convolutional neural networks", section 3.1 and Fig. 1. The scaled tanh is LeCun et al. 1998, appendix A. They
     print no errors for each function.
 Command: python -m experiments.activations
-Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 15 minutes there. paper: 90 epochs of ImageNet a run.
+Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 9 minutes there. paper: 90 epochs of ImageNet a run.
 Expected: lab: all at 3 to 3.5 % test error but the sigmoid, at 6 %; tanh and ReLU are alike, the sigmoid is later by
     more than an epoch.
 Departures: The smoke and lab scales train LeNet-5 (dense, on 28×28 pixels) on digits with Adam and a cosine schedule,

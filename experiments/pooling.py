@@ -11,7 +11,8 @@ Expected: lab: 2.7 to 4 %; convolution and pooling together are best.
 Departures: The paper's learning rates were searched and its schedule is recalled; here all scales have Adam and a
     cosine schedule. The smoke and lab scales train networks of a sixth of the width and without dropout on digits of
     16×16 pixels, and without the ReLU on the maps of the classes, of which few steps leave some dead. All networks
-    average their last maps, "none" as well. What comes in where an image is shifted is 0.
+    average their last maps, "none" as well. At a rate of 0.003 one of ten networks with max-pooling did not get started
+    at all, hence 0.002. What comes in where an image is shifted is 0.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ CLAIMS = (
 )
 
 
-LAB = Narrow(scale="lab", width=0.167, seeds=10, size=16, epochs=12, batch=64, learning_rate=3e-3, bar=4)
+LAB = Narrow(scale="lab", width=0.167, seeds=10, size=16, epochs=12, batch=64, learning_rate=2e-3, bar=4)
 SMOKE = dataclasses.replace(LAB, scale="smoke", seeds=2, width=0.03, epochs=0.1)
 PAPER = dataclasses.replace(
     LAB, scale="paper", data="cifar10", size=None, width=1, epochs=350, batch=128, learning_rate=1e-3, bar=12

@@ -4,7 +4,7 @@ Claim: In the same number of epochs momentum and Adam err less than plain gradie
     badly chosen learning rate, and small batches err less than large ones.
 Source: The lectures on optimisers, learning rate, batch size, under- and overfitting. They print no errors.
 Command: python -m experiments.optimizers
-Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 20 minutes on one of them. paper: 20 passes over MNIST a run.
+Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 10 minutes there. paper: 20 passes over MNIST a run.
 Expected: lab: plain gradient descent at 7 % test error and still falling, Adagrad at 5, the others at 3 to 4 %.
 Departures: Learning rates stay constant, so that under- and overfitting show. `--learning-rate` is Adam's, the others'
     are in proportion (the column "rate"). The sweep tries a tenth of it and ten times as much, and of the momentum

@@ -97,7 +97,12 @@ def _mean(values: Sequence[float]) -> str:
     if not values:
         return "–"
     mean, sd = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-    return f"{mean:.3g}" + ("" if sd is None else f" ± {sd:.1g}")
+    return _digits(mean, 3) + ("" if sd is None else f" ± {_digits(sd, 1)}")
+
+
+def _digits(value: float, n: int) -> str:
+    """So many of them that count, and not 5e+01 for 50."""
+    return f"{float(f'{value:.{n}g}'):g}"
 
 
 def comparison(results: Results) -> Table:

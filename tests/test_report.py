@@ -190,6 +190,14 @@ def test_one_seed_has_no_spread(folder):
     assert "±" not in re.sub(r"mean ± s\S+", "", " ".join(page(folder).words))
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([1, 101], "51 ± 70"), ([1230.4, 1234.4], "1230 ± 3"), ([2e-31, 4e-31], "3e-31 ± 1e-31"), ([2], "2"), ([], "–")],
+)
+def test_further_metrics_have_the_digits_that_count_and_no_powers_of_ten_that_need_not_be(values, said):
+    assert report._mean(values) == said
+
+
 def test_nothing_published_leaves_one_panel():
     results = copy.deepcopy(RESULTS)
     results["rows"][0]["published"] = None

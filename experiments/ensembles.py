@@ -71,7 +71,7 @@ class Settings(Config):
         self.at_least(networks=1)
 
 
-LAB = Settings(scale="lab", seeds=5, epochs=15, batch=64, learning_rate=4e-3, bar=4)
+LAB = Settings(scale="lab", seeds=3, epochs=15, batch=64, learning_rate=4e-3, bar=4)
 SMOKE = dataclasses.replace(LAB, scale="smoke", seeds=2, epochs=0.2, networks=2)
 PAPER = dataclasses.replace(
     LAB, scale="paper", data="tfds:imagenet2012", seeds=1, size=256, epochs=250, batch=32, learning_rate=0.01,

@@ -65,8 +65,8 @@ def free_memory_mb(root: Path = Path("/")) -> float:
         free.append(int((root / "proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024)
     for group in _control_groups(root):
         with contextlib.suppress(OSError, ValueError):  # ValueError: "max", which is no limit
-            limit = int((group / "memory.max").read_text())
-            free.append(limit - int((group / "memory.stat").read_text().split()[1]))  # anon, which is not given back
+            limit, held = int((group / "memory.max").read_text()), (group / "memory.stat").read_text()
+            free += [limit - int(anon) for anon in re.findall(r"^anon (\d+)$", held, re.MULTILINE)]  # not given back
     return min(free) / 1e6
 
 

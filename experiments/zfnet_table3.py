@@ -4,8 +4,8 @@ Claim: The smaller first kernel and stride of ZFNet err less than AlexNet's. The
     makes little difference; wider middle convolutions are a gain, which wide fully connected layers lose again.
 Source: Zeiler & Fergus 2014, "Visualizing and understanding convolutional networks" (arXiv:1311.2901v3), Table 3.
 Command: python -m experiments.zfnet_table3
-Cost: smoke: half a minute on 2 CPU cores. lab: 26 minutes there. paper: 70 epochs of ImageNet a run.
-Expected: lab: AlexNets at 3 to 4.5 % test error, ZFNets at 2.7 to 3.5: three seeds of digits do not tell them apart.
+Cost: smoke: half a minute on 2 CPU cores. lab: 13 minutes there. paper: 70 epochs of ImageNet a run.
+Expected: lab: AlexNets at 3 to 4.5 % test error, worst without layers 3 and 4; ZFNets at 3, and hardly told apart.
 Departures: Parameters and multiply-adds are those of the networks at their true size, 227×227×3 (AlexNet) or 224×224×3
     and 1,000 classes. The smoke and lab scales train them with a part of their width on digits of 67×67 pixels, with
     Adam and a cosine schedule, from He's initial weights. The paper scale trains AlexNet too as the paper says of
@@ -54,7 +54,7 @@ CLAIMS = (
 )
 
 
-LAB = Narrow(scale="lab", seeds=3, size=67, channels=1, width=0.25, epochs=8, batch=64, learning_rate=1e-3, bar=4)
+LAB = Narrow(scale="lab", seeds=5, size=67, channels=1, width=0.25, epochs=8, batch=64, learning_rate=1e-3, bar=4)
 SCALES = {
     "smoke": dataclasses.replace(LAB, scale="smoke", seeds=2, width=1 / 16, epochs=0.05),
     "lab": LAB,

@@ -5,7 +5,7 @@ Claim: The shortcut is what counts, not what is in it: identities do nearly as w
 Source: He, Zhang, Ren & Sun 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), Table 3 and
     section 4.1, plain-34 and ResNet-34.
 Command: python -m experiments.resnet_shortcuts
-Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 10 minutes there. paper: 120 epochs of ImageNet a run.
+Cost: smoke: a quarter of a minute on 2 CPU cores. lab: 9 minutes there. paper: 120 epochs of ImageNet a run.
 Expected: lab: about 3 % test error with identities or few projections, 5 % with projections everywhere, 8 % without.
 Departures: Parameters and multiply-adds are those of 34 layers at 224×224×3 and 1,000 classes. The smoke and lab scales
     train the CIFAR form with fewer layers and a half of the width on digits of 16×16 pixels, shifted by up to one, with

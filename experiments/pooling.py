@@ -5,7 +5,7 @@ Claim: A network that halves its maps by convolutions alone is as good as one wi
 Source: Springenberg et al. 2015, "Striving for simplicity: the all convolutional net" (arXiv:1412.6806), Table 3, base
     model C; overlapping windows from Krizhevsky et al. 2012, section 3.4. Shifts: the lectures on pooling.
 Command: python -m experiments.pooling
-Cost: smoke: a minute on 2 CPU cores. lab: 12 minutes there. paper: 350 epochs of CIFAR-10 a run, hours on
+Cost: smoke: a minute on 2 CPU cores. lab: 11 minutes there. paper: 350 epochs of CIFAR-10 a run, hours on
     a GPU.
 Expected: lab: 3 to 4.3 %; convolution and pooling together are best.
 Departures: The paper's learning rates were searched and its schedule is recalled; here all scales have Adam and a

@@ -128,7 +128,8 @@ def pictures(folder: Path, results: Mapping[str, Any]) -> Sequence[Picture]:
             for kind, file in files.items()
         }  # fmt: skip
         curves = figures.lines(series, x="epoch", y="gradient's norm in fc1", log="y") if any(series.values()) else ""
-        drawn.append(Picture(f"during-{act}", f"In training, {act}: the gradient's norm in fc1, first seed.", curves))
+        caption = f"In training, {act}: the gradient's norm in fc1, first seed. Less than 10⁻¹² is drawn there."
+        drawn.append(Picture(f"during-{act}", caption, curves))
     return drawn
 
 
